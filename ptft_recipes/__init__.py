@@ -1,0 +1,3 @@
+"""Pre-train, then fine-tune: the library behind the recipes."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,248 @@
+"""Arguments of a recipe: its own defaults, then a flat YAML file, then flags. The last word wins."""
+
+import argparse
+import dataclasses
+import enum
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from ptft_recipes.acceleration import has_native_bf16
+from ptft_recipes.errors import InputError, nearest
+
+# Fields of TrainingArguments that --help shows besides the ones that the recipe sets; --help_all shows every field.
+COMMON_TRAINING_ARGUMENTS = [
+    "output_dir",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "warmup_steps",
+    "weight_decay",
+    "label_smoothing_factor",
+    "bf16",
+    "fp16",
+    "use_cpu",
+    "seed",
+    "report_to",
+    "resume_from_checkpoint",
+    "push_to_hub",
+    "hub_model_id",
+]
+
+OWN_HELP = {
+    "bf16": "bfloat16 autocast; on where the hardware computes in it natively, unless given",
+    "push_to_hub": "upload model, tokenizer, card, results and plots at the end, to a private repository",
+    "hub_model_id": "repository to push to; the name of output_dir when not given",
+    "resume_from_checkpoint": "`last` for the newest complete checkpoint in output_dir, or a path",
+    "seed": "of new weights, data order and dropout",
+}
+DERIVED = ("do_eval",)  # TrainingArguments sets it by eval_strategy
+EXIT_INPUT, EXIT_DIVERGED = 2, 3
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """One spelling per option (HfArgumentParser registers `--a_b` and `--a-b`), no `(default: None)`."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32, width=100)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return " ".join(filter(None, (action.option_strings[0], action.metavar)))
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default in (None, [], argparse.SUPPRESS) else super()._get_help_string(action)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text  # the recipe's docstring is laid out already
+
+
+class _RecipeParser(HfArgumentParser):
+    """HfArgumentParser without abbreviations, with errors of one line and a `where` that names the YAML line."""
+
+    where = ""
+
+    def error(self, message: str):
+        self.exit(EXIT_INPUT, f"{self.prog}: error: {self.where}{message}\n")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        namespace, unknown = self.parse_known_args(argv)
+        for argument in unknown:
+            if argument.startswith("--"):
+                flag = argument.split("=")[0]
+                self.error(f"unknown argument {flag}{nearest(flag, self._option_string_actions)}")
+        if unknown:
+            self.error(f"unexpected value {unknown[0]!r}; options start with --")
+        return namespace
+
+
+def _build_parser(
+    dataclass_types: Sequence[type], defaults: dict[str, Any], description: str | None, show_all: bool
+) -> _RecipeParser:
+    parser = _RecipeParser(
+        dataclass_types, description=description, formatter_class=_HelpFormatter, allow_abbrev=False, usage="%(prog)s"
+    )
+    parser._optionals.title = "training (transformers.TrainingArguments)"
+    names = {field.name for dataclass_type in dataclass_types for field in dataclasses.fields(dataclass_type)}
+    for name in defaults:
+        if name not in names:
+            raise KeyError(f"DEFAULTS names {name!r}, which is no argument{nearest(name, names)}")
+    # None stands for "bf16 where the hardware has it", decided after parsing.
+    parser.set_defaults(**{"bf16": None} | defaults if "bf16" in names else defaults)
+    parser.add_argument("--config", metavar="FILE", help="flat YAML file of arguments; flags override it")
+    parser.add_argument("--help_all", action="help", help="show every field of TrainingArguments too")
+    shown = {*defaults, *COMMON_TRAINING_ARGUMENTS, "config", "help", "help_all"}
+    for action in parser._actions:
+        kind = getattr(action.type, "__name__", "").removeprefix("string_to_").upper()
+        action.metavar = action.metavar or (
+            "" if action.nargs == 0 else kind if kind in ("INT", "FLOAT", "BOOL") else "X"
+        )
+        if action.container is parser._optionals and not show_all and action.dest not in shown:
+            action.help = argparse.SUPPRESS
+        if any(flag.startswith("--no_") for flag in action.option_strings):
+            action.help = argparse.SUPPRESS
+        action.help = OWN_HELP.get(action.dest, action.help) if action.help != argparse.SUPPRESS else action.help
+    return parser
+
+
+def _read_config(path: str, parser: _RecipeParser, names: set[str]) -> list[str]:
+    """Turn a flat YAML file into flags, each checked alone so that an error names its line."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        # The node tree keeps every scalar as it was written: 1e-3 and 007 reach argparse as text, and `on` is no bool.
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        parser.error(f"--config {path}: {error}")
+    except yaml.YAMLError as error:
+        parser.error(f"--config {path}: not valid YAML: {error}")
+    if root is None:
+        return []
+    if not isinstance(root, yaml.MappingNode):
+        parser.error(f"--config {path}: expected lines of the form `key: value`")
+    argv, seen = [], set()
+    for key_node, value_node in root.value:
+        key = str(key_node.value)
+        parser.where = f"{path}:{key_node.start_mark.line + 1}: "
+        if key not in names:
+            parser.error(f"unknown key {key!r}{nearest(key, names)}")
+        if key in seen:
+            parser.error(f"{key!r} stands here a second time")
+        seen.add(key)
+        if isinstance(value_node, yaml.ScalarNode):
+            if value_node.tag == "tag:yaml.org,2002:null":
+                parser.error(f"{key!r} has no value; leave the line out to keep the default")
+            tokens = [f"--{key}={value_node.value}"]
+        elif isinstance(value_node, yaml.SequenceNode) and all(
+            isinstance(item, yaml.ScalarNode) for item in value_node.value
+        ):
+            tokens = [f"--{key}", *(item.value for item in value_node.value)]
+        else:
+            parser.error(f"{key!r} must be a value or a list of values; nested keys are not read")
+        parser.parse(tokens)
+        argv += tokens
+    parser.where = ""
+    return argv
+
+
+def parse_args(
+    dataclass_types: Sequence[type],
+    defaults: dict[str, Any],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+) -> tuple:
+    """Parse a recipe's arguments: `defaults`, then the file that `--config` names, then `argv`.
+
+    A key or flag that does not exist, a wrong type and a wrong choice end the process with exit code 2 and one line
+    that names the nearest right name. Abbreviated flags are refused.
+
+    Args:
+        dataclass_types: The dataclasses to fill, `TrainingArguments` among them.
+        defaults: What the recipe wants to be different from the dataclasses' own defaults.
+        argv: The command line without the program's name; `sys.argv[1:]` when None.
+        description: Shown on top of `--help`, as it is.
+
+    Returns:
+        One instance per dataclass, in the given order.
+
+    Raises:
+        KeyError: `defaults` names an argument that no dataclass has.
+        SystemExit: For `--help` (code 0) and for wrong arguments (code 2).
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _build_parser(dataclass_types, defaults, description, show_all="--help_all" in argv)
+    names = {field.name for dataclass_type in dataclass_types for field in dataclasses.fields(dataclass_type)}
+    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config.add_argument("--config")
+    path = config.parse_known_args(argv)[0].config
+    from_file = _read_config(path, parser, names) if path else []
+    namespace = parser.parse([*from_file, *argv])
+    if "bf16" in names and namespace.bf16 is None:
+        namespace.bf16 = not namespace.fp16 and has_native_bf16(namespace.use_cpu)
+        # TrainingArguments refuses bf16 without a GPU unless the CPU is asked for by name.
+        namespace.use_cpu = namespace.use_cpu or (namespace.bf16 and not _has_accelerator())
+    values = vars(namespace)
+    try:
+        return tuple(
+            dataclass_type(**{f.name: values[f.name] for f in dataclasses.fields(dataclass_type) if f.init})
+            for dataclass_type in dataclass_types
+        )
+    except (ValueError, ImportError) as error:  # raised by the dataclasses' own checks
+        return parser.error(str(error).strip())
+
+
+def _has_accelerator() -> bool:
+    import torch
+
+    return torch.accelerator.is_available()
+
+
+def resolved_config(*args) -> dict[str, Any]:
+    """Return every argument that differs from a parse of nothing, as plain YAML values.
+
+    Args:
+        args: The instances that `parse_args` returned.
+
+    Returns:
+        A flat mapping; written to a file and given as `--config`, it repeats the run, also after a recipe's defaults
+        have changed.
+    """
+    config = {}
+    for instance, plain in zip(args, parse_args([type(arg) for arg in args], {}, []), strict=True):
+        for field in dataclasses.fields(instance):
+            value = getattr(instance, field.name)
+            if not field.init or value is None or value == getattr(plain, field.name) or field.name in DERIVED:
+                continue
+            if isinstance(value, enum.Enum):
+                value = value.value
+            elif isinstance(value, dict):
+                value = json.dumps(value)
+            config[field.name] = value
+    return config
+
+
+def run_command(main: Callable[[], Any]) -> None:
+    """Run a recipe's `main` as a command.
+
+    Exit codes: 0 finished; 1 an unexpected error, with its traceback; 2 a mistake in the input, told in one line;
+    3 training stopped at a loss or gradient that is not finite.
+    """
+    program = Path(sys.argv[0]).name
+    try:
+        main()
+    except SystemExit as stop:  # --help or a wrong argument: nothing has started
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(stop.code or 0)  # without the second that Python takes to tear down what it imported
+    except InputError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        sys.exit(EXIT_INPUT)
+    except FloatingPointError as error:
+        print(f"{program}: diverged: {error}", file=sys.stderr)
+        sys.exit(EXIT_DIVERGED)

@@ -1,0 +1,275 @@
+"""From wherever the data is to checked train, validation and test splits."""
+
+import dataclasses
+import hashlib
+import logging
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
+
+from ptft_recipes.demo import dataset_rows
+from ptft_recipes.errors import InputError
+from ptft_recipes.labels import encode_labels
+from ptft_recipes.reading import SUFFIXES, check_columns, read_rows
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+CUT_SEED = 0  # one cut for every seed of a study, so that runs are scored on the same rows
+CUT_FRACTION = 0.1
+FILE_NAMES = {"train": "train", "validation": "validation|valid|val|dev", "test": "test|eval"}
+
+
+@dataclass
+class DatasetArguments:
+    """Where the data comes from. Columns are the recipe's business."""
+
+    _argument_group_name = "data"
+
+    dataset_name: str | None = dataclasses.field(
+        default=None, metadata={"help": "Hub id, folder, file, or demo/aclsum_roles"}
+    )
+    dataset_config: str | None = dataclasses.field(default=None, metadata={"help": "configuration of a Hub data set"})
+    dataset_revision: str | None = dataclasses.field(default=None, metadata={"help": "branch, tag or commit"})
+    train_file: str | None = dataclasses.field(
+        default=None, metadata={"help": f"takes the place of a demo data set; {', '.join(SUFFIXES)}"}
+    )
+    validation_file: str | None = dataclasses.field(default=None, metadata={"help": "cut from train when not given"})
+    test_file: str | None = dataclasses.field(default=None, metadata={"help": "cut from train when not given"})
+    validation_split: str = dataclasses.field(
+        default="validation", metadata={"help": "name of that split in the data set, e.g. validation_matched"}
+    )
+    test_split: str = dataclasses.field(default="test", metadata={"help": "name of that split in the data set"})
+    max_train_samples: int | None = dataclasses.field(default=None, metadata={"help": "a random sample of train"})
+    max_eval_samples: int | None = dataclasses.field(
+        default=None, metadata={"help": "a random sample of validation, and one of test"}
+    )
+    drop_bad_rows: bool = dataclasses.field(
+        default=False, metadata={"help": "leave out rows without text or label instead of stopping at them"}
+    )
+
+
+def load_splits(
+    data_args: DatasetArguments,
+    text_columns: Sequence[str],
+    label_column: str | None = None,
+    problem_type: str | None = None,
+    label_separator: str | None = None,
+) -> tuple[DatasetDict, dict[str, Any]]:
+    """Load, check and encode the data: train to fit, validation to choose, test to report.
+
+    Labels are numbered by one map made from train, in the column `labels`. Missing validation and test splits are cut
+    from train, with the same shares of every label, always by the same seed. A test split whose labels are all missing
+    stays without `labels`.
+
+    Args:
+        data_args: Where the data comes from.
+        text_columns: One column, or two for pairs.
+        label_column: None for raw text.
+        problem_type: As in `PreTrainedConfig.problem_type`; None to infer it from the labels.
+        label_separator: Splits the labels of a multi-label cell of text, e.g. `sports|politics`.
+
+    Returns:
+        The splits, each with the columns asked for and `id`; and what a reader must know of them: counts, dropped
+        rows, cuts, overlap of the evaluation splits with train, a fingerprint.
+
+    Raises:
+        InputError: Data that cannot be read or used, with file and line (or split and row), and the remedy.
+    """
+    name, splits = _read(data_args, text_columns, label_column)
+    dropped = {}
+    for split, dataset in splits.items():
+        splits[split], dropped[split] = _drop_bad_texts(split, dataset, text_columns, data_args.drop_bad_rows)
+    report: dict[str, Any] = {"name": name}
+    if label_column:
+        splits, lost, report["problem_type"], report["label_names"] = encode_labels(
+            splits, label_column, problem_type, label_separator, data_args.drop_bad_rows
+        )
+        dropped = {split: dropped[split] + lost[split] for split in splits}
+    report["cut"] = _cut_missing(splits, has_labels=label_column is not None)
+    for split, limit in zip(SPLITS, (data_args.max_train_samples, *[data_args.max_eval_samples] * 2), strict=True):
+        if limit is not None and limit < len(splits[split]):
+            splits[split] = splits[split].shuffle(seed=CUT_SEED).select(range(limit))
+    report["rows"] = {split: len(splits[split]) for split in SPLITS}
+    report["dropped"] = {split: dropped.get(split, 0) for split in SPLITS}
+    report["overlap_with_train"] = _overlap(splits, text_columns)
+    report["fingerprint"] = {split: _fingerprint(splits[split]) for split in SPLITS}
+    _log(report)
+    return DatasetDict({split: splits[split] for split in SPLITS}), report
+
+
+def _read(data_args: DatasetArguments, text_columns, label_column) -> tuple[str, dict[str, Dataset]]:
+    """Read the splits that exist, as data sets with `id`, the text columns and the label column (None if missing)."""
+    files = {split: getattr(data_args, f"{split}_file") for split in SPLITS}
+    name = data_args.dataset_name
+    if any(files.values()):
+        if not files["train"]:
+            raise InputError("--validation_file and --test_file need a --train_file")
+        if name and not name.startswith("demo/"):
+            raise InputError(f"--train_file and --dataset_name {name}: give one of them")
+    elif not name:
+        raise InputError("no data: pass --dataset_name (Hub id, folder or file) or --train_file")
+    elif name.startswith("demo/"):
+        rows = dataset_rows(name)
+        for split in rows:
+            check_columns(f"{name}, split {split}", rows[split][0], _required(split, text_columns, label_column))
+        return name, {split: _to_dataset(rows[split], text_columns, label_column, name) for split in rows}
+    elif Path(name).is_file():
+        files["train"] = name
+    elif Path(name).is_dir() and not (Path(name) / "dataset_dict.json").exists():
+        files = _files_of(Path(name))
+    else:
+        return name, _load_dataset(name, data_args, text_columns, label_column)
+    splits = {}
+    for split, path in files.items():
+        if path:
+            required = _required(split, text_columns, label_column)
+            optional = [label_column] if label_column and label_column not in required else []
+            splits[split] = _to_dataset(read_rows(path, required, optional), text_columns, label_column, Path(path))
+    return ", ".join(Path(path).name for path in files.values() if path), splits
+
+
+def _required(split: str, text_columns, label_column) -> list[str]:
+    return [*text_columns, *([label_column] if label_column and split != "test" else [])]
+
+
+def _files_of(folder: Path) -> dict[str, Path | None]:
+    files: dict[str, Path | None] = dict.fromkeys(SPLITS)
+    data_files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    for split, pattern in FILE_NAMES.items():
+        found = [path for path in data_files if re.search(rf"(^|[^a-z])({pattern})([^a-z]|$)", path.stem.lower())]
+        if len(found) > 1:
+            raise InputError(f"{folder}: {', '.join(p.name for p in found)} could all be {split}; use --{split}_file")
+        files[split] = found[0] if found else None
+    if files["train"] is None:
+        there = ", ".join(path.name for path in data_files) or "no data file"
+        raise InputError(f"{folder}: no train file (train.csv, train.jsonl, ...); it has {there}")
+    return files
+
+
+def _load_dataset(name: str, data_args: DatasetArguments, text_columns, label_column) -> dict[str, Dataset]:
+    try:
+        if Path(name).is_dir():
+            loaded = load_from_disk(name)
+        else:
+            loaded = load_dataset(name, data_args.dataset_config, revision=data_args.dataset_revision)
+    except Exception as error:  # the client raises many kinds; the reader needs one line, the trace keeps the rest
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise InputError(
+            f"{name} is no file or folder here, and the Hub gave no such data set: {reason[:300]}"
+        ) from error
+    names = {"train": "train", "validation": data_args.validation_split, "test": data_args.test_split}
+    if "train" not in loaded:
+        raise InputError(f"{name} has no split 'train'; its splits are {', '.join(loaded)}")
+    splits = {}
+    for split, source in names.items():
+        if source not in loaded:
+            if source != split:
+                raise InputError(f"{name} has no split {source!r}; its splits are {', '.join(loaded)}")
+            continue
+        dataset = loaded[source]
+        check_columns(f"{name}, split {source}", dataset.column_names, _required(split, text_columns, label_column))
+        keep = [column for column in (*text_columns, label_column) if column in dataset.column_names]
+        splits[split] = dataset.select_columns(keep).add_column("id", [f"{source}[{i}]" for i in range(len(dataset))])
+    return splits
+
+
+def _to_dataset(rows: list[dict], text_columns, label_column, where) -> Dataset:
+    for column in text_columns:
+        for row in rows:
+            if not isinstance(row[column], str | None):
+                kind = type(row[column]).__name__
+                raise InputError(f"{where}: {row['id']}: column {column!r} holds {kind} {row[column]!r}, not text")
+    dataset = Dataset.from_dict(
+        {column: [row[column] for row in rows] for column in ("id", *text_columns)},
+        features=Features({column: Value("string") for column in ("id", *text_columns)}),
+    )
+    if label_column is None:
+        return dataset
+    values = [row.get(label_column) for row in rows]
+    try:
+        return dataset.add_column(label_column, values)
+    except Exception:  # pyarrow: labels of several types
+        kinds = {type(value).__name__: row["id"] for value, row in zip(values, rows, strict=True)}
+        found = ", ".join(f"{kind} ({place})" for kind, place in kinds.items())
+        raise InputError(f"{where}: column {label_column!r} mixes types: {found}") from None
+
+
+def _drop_bad_texts(split: str, dataset: Dataset, text_columns, drop: bool) -> tuple[Dataset, int]:
+    bad = {i for column in text_columns for i, text in enumerate(dataset[column]) if not (text and text.strip())}
+    if bad and not drop:
+        places = ", ".join(dataset[i]["id"] for i in sorted(bad)[:5])
+        places += ", ..." * (len(bad) > 5)
+        raise InputError(
+            f"{split}: {len(bad)} rows with an empty {' or '.join(text_columns)} ({places}); "
+            "mend them, or pass --drop_bad_rows to leave them out"
+        )
+    return (dataset.select([i for i in range(len(dataset)) if i not in bad]) if bad else dataset), len(bad)
+
+
+def _cut_missing(splits: dict[str, Dataset], has_labels: bool) -> dict[str, int]:
+    """Cut the missing evaluation splits out of train, in place; return how many rows each got."""
+    cut = {}
+    for split in ("test", "validation"):
+        if split in splits:
+            continue
+        train = splits["train"]
+        size = max(1, round(CUT_FRACTION * len(train)))
+        if size >= len(train):
+            raise InputError(f"train has {len(train)} rows: too few to cut a {split} split from; give --{split}_file")
+        order = np.random.default_rng([CUT_SEED, len(cut)]).permutation(len(train))
+        if has_labels:  # every n-th row of the shuffled rows sorted by label: equal shares, rare labels included
+            labels = list(train["labels"])
+            order = np.array(sorted(order, key=lambda i: labels[i]))
+        chosen = order[((np.arange(size) + 0.5) * len(train) / size).astype(int)]
+        splits[split] = train.select(np.sort(chosen))
+        splits["train"] = train.select(np.setdiff1d(np.arange(len(train)), chosen))
+        cut[split] = size
+    return cut
+
+
+def _overlap(splits: dict[str, Dataset], text_columns) -> dict[str, dict[str, int]]:
+    """Count the evaluation rows whose text is in train too: exactly, and after normalisation."""
+
+    def texts(split: str) -> list[tuple]:
+        return list(zip(*(splits[split][column] for column in text_columns), strict=True))
+
+    def normalise(text: str) -> str:
+        return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
+
+    train = set(texts("train"))
+    normalised_train = {tuple(map(normalise, row)) for row in train}
+    return {
+        split: {
+            "exact": sum(row in train for row in texts(split)),
+            "normalised": sum(tuple(map(normalise, row)) in normalised_train for row in texts(split)),
+        }
+        for split in ("validation", "test")
+    }
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    """Hash what the model sees, not where it came from: the same rows have the same fingerprint on any machine."""
+    digest = hashlib.sha256()
+    for row in dataset.remove_columns("id"):
+        digest.update(repr(sorted(row.items())).encode())
+    return digest.hexdigest()[:16]
+
+
+def _log(report: dict[str, Any]) -> None:
+    logger.info("data: %s", report["name"])
+    for split in SPLITS:
+        notes = [f"cut from train by seed {CUT_SEED}"] if split in report["cut"] else []
+        notes += [f"{report['dropped'][split]} bad rows dropped"] if report["dropped"][split] else []
+        if overlap := report["overlap_with_train"].get(split, {}).get("normalised"):
+            notes.append(f"{overlap} also in train ({report['overlap_with_train'][split]['exact']} to the letter)")
+        logger.info("  %-10s %7d rows%s", split, report["rows"][split], "".join(f"; {note}" for note in notes))
+    if names := report.get("label_names"):
+        shown = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
+        logger.info("  labels: %s (%s)", shown, report["problem_type"])

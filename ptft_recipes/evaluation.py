@@ -1,0 +1,138 @@
+"""Predict once, keep what was predicted, and report every score with its interval."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import EvalPrediction
+
+from ptft_recipes.labels import MULTI, REGRESSION, SINGLE
+from ptft_recipes.metrics import confusion_matrix, probabilities
+from ptft_recipes.provenance import peak_memory, seconds_since_start
+from ptft_recipes.reporting import plot_confusion_matrix, plot_learning_curves, write_yaml
+from ptft_recipes.significance import bootstrap_intervals
+from ptft_recipes.tuning import count_parameters
+
+logger = logging.getLogger(__name__)
+
+Metrics = Callable[..., dict[str, float]]
+
+
+def score_test_split(
+    trainer, dataset, metrics: Metrics, problem_type: str, label_names: list[str], run: dict[str, Any]
+) -> dict[str, Any]:
+    """Predict the test split once, score it with 95 % bootstrap intervals, and write what a reader needs.
+
+    Writes into `output_dir`: `results.json`, `predictions/test.jsonl`, `config.yaml`, and under `plots/` the learning
+    curves and, for a single label, the confusion matrix. A test split without `labels` is predicted and not scored.
+
+    Args:
+        trainer: A trained `RecipeTrainer`; all processes call this together.
+        dataset: The tokenized test split, with `id`.
+        metrics: `metrics(prediction, weights=None)`, from an EvalPrediction to named scores.
+        problem_type: As in `PreTrainedConfig.problem_type`.
+        label_names: `[labels]`.
+        run: What `start_run` returned, and what the recipe added.
+
+    Returns:
+        `{"split": "test", "metrics": {name: {"value", "ci95", "n"}}, "run": {...}}`.
+    """
+    prediction = trainer.predict(dataset)
+    results = {"split": "test", "metrics": {}, "run": run | _describe_training(trainer, prediction.metrics)}
+    if not trainer.is_world_process_zero():
+        return results
+    if prediction.label_ids is not None:
+        results["metrics"] = _with_intervals(metrics, prediction)
+    output_dir = Path(trainer.args.output_dir)
+    _write_predictions(output_dir / "predictions" / "test.jsonl", dataset["id"], prediction, problem_type, label_names)
+    write_yaml(output_dir / "config.yaml", run["config"])
+    plot_learning_curves(trainer.state.log_history, output_dir / "plots" / "learning_curves.png")
+    if problem_type == SINGLE and prediction.label_ids is not None:
+        predicted = np.argmax(prediction.predictions, axis=1)
+        counts = confusion_matrix(predicted, prediction.label_ids, len(label_names))
+        plot_confusion_matrix(counts, label_names, output_dir / "plots" / "confusion_matrix.png")
+    # Last: a folder with results.json is a finished run.
+    (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    log_results(results, output_dir)
+    return results
+
+
+def _with_intervals(metrics: Metrics, prediction) -> dict[str, dict[str, Any]]:
+    rows = len(prediction.label_ids)
+    prediction = EvalPrediction(predictions=prediction.predictions, label_ids=prediction.label_ids)
+    values = metrics(prediction)
+    intervals = bootstrap_intervals(lambda weights: metrics(prediction, weights=weights), rows)
+    return {
+        # JSON has no nan: an undefined score is null.
+        name: {"value": None if np.isnan(value) else value, "ci95": intervals[name], "n": rows}
+        for name, value in values.items()
+    }
+
+
+def _describe_training(trainer, test_metrics: dict[str, float]) -> dict[str, Any]:
+    state = trainer.state
+    train_log = next((entry for entry in reversed(state.log_history) if "train_runtime" in entry), {})
+    trainable, total = count_parameters(trainer.model)
+    train_seconds = train_log.get("train_runtime", 0.0)
+    tokens = sum(trainer.train_dataset["length"]) * train_log.get("epoch", 0.0)
+    return {
+        "steps": state.global_step,
+        "epochs": train_log.get("epoch"),
+        "best_step": state.best_global_step,
+        "validation": {trainer.args.metric_for_best_model: state.best_metric},
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+        "seconds": {
+            "train": round(train_seconds, 1),
+            "test": round(test_metrics["test_runtime"], 1),
+            "total": round(seconds_since_start(), 1),
+        },
+        "tokens_per_second": round(tokens / train_seconds) if train_seconds else None,
+        "peak_memory_gib": peak_memory(trainer.args.device.type),
+    }
+
+
+def _write_predictions(path: Path, ids, prediction, problem_type: str, label_names: list[str]) -> None:
+    """Write a line per example: id, gold, predicted, probabilities."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logits, gold = prediction.predictions, prediction.label_ids
+
+    def named(row):
+        if problem_type == REGRESSION:
+            return float(np.reshape(row, -1)[0])
+        if problem_type == MULTI:
+            return [name for name, present in zip(label_names, row, strict=True) if present]
+        return label_names[int(row)]
+
+    with path.open("w", encoding="utf-8") as file:
+        scores = None if problem_type == REGRESSION else probabilities(logits, problem_type)
+        for i, example in enumerate(ids):
+            choice = logits[i] if scores is None else scores[i] >= 0.5 if problem_type == MULTI else scores[i].argmax()
+            line = {"id": example, "gold": None if gold is None else named(gold[i]), "predicted": named(choice)}
+            if scores is not None:
+                values = [round(float(value), 6) for value in scores[i]]
+                line["probabilities"] = dict(zip(label_names, values, strict=True))
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def log_results(results: dict[str, Any], output_dir: Path) -> None:
+    """Log the scores as a table: per class in a row each, the rest in a line each."""
+    if not results["metrics"]:
+        logger.info("test: no labels, so predicted and not scored: %s", output_dir / "predictions" / "test.jsonl")
+        return
+    logger.info("test, with 95 % bootstrap intervals:")
+    for name, score in results["metrics"].items():
+        if score["value"] is None:
+            logger.info("  %-24s undefined here", name)
+        else:
+            logger.info("  %-24s %.3f [%.3f, %.3f]", name, score["value"], *score["ci95"])
+    seconds = results["run"]["seconds"]
+    logger.info(
+        "%s: model, results.json, plots, card; %.0f s in all, %.0f s of it training",
+        output_dir,
+        seconds["total"],
+        seconds["train"],
+    )

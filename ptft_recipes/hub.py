@@ -1,0 +1,160 @@
+"""The model card, written from measured results, and the upload of what may leave the machine."""
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+
+logger = logging.getLogger(__name__)
+
+# What a stranger needs, and nothing else: no data, no predictions with text, no optimizer, no pickle, no token.
+ALLOWED = (
+    "README.md", "results.json", "config.yaml", "plots/*.png", "*.safetensors", "*.safetensors.index.json",
+    "config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "chat_template.jinja",
+)  # fmt: skip
+
+
+def publish(trainer, results: dict[str, Any], task: str) -> None:
+    """Write the model card, and with `--push_to_hub` upload model, tokenizer, card, results and plots.
+
+    The repository is private unless `--hub_private_repo false` is given. Only files that match `ALLOWED` are uploaded.
+
+    Args:
+        trainer: The `RecipeTrainer`.
+        results: As `score_test_split` returned them.
+        task: The Hub's name of the task, e.g. `text-classification`.
+    """
+    if not trainer.is_world_process_zero():
+        return
+    args = trainer.args
+    output_dir = Path(args.output_dir)
+    write_model_card(output_dir, results, task)
+    if trainer.push_at_end:
+        api = HfApi()
+        private = args.hub_private_repo is not False
+        repo_id = api.create_repo(args.hub_model_id or output_dir.name, private=private, exist_ok=True).repo_id
+        if private and not api.repo_info(repo_id).private:
+            raise PermissionError(f"{repo_id} is public already; pass --hub_private_repo false to push there")
+        url = api.upload_folder(repo_id=repo_id, folder_path=output_dir, allow_patterns=ALLOWED)
+        logger.info("pushed to %s", url)
+
+
+def write_model_card(output_dir: Path, results: dict[str, Any], task: str) -> None:
+    """Write `README.md` with what was trained on what, the measured scores, and how to use it.
+
+    Args:
+        output_dir: Of the run.
+        results: Its results.
+        task: The Hub's name of the task.
+    """
+    run, metrics, base_model = results["run"], results["metrics"], results["run"]["base_model"]
+    data = run["data"]
+    is_adapter = (output_dir / "adapter_config.json").exists()
+    overall = {name: score for name, score in metrics.items() if "/" not in name and score["value"] is not None}
+    name = output_dir.name
+    card_data = ModelCardData(
+        base_model=base_model if _could_be_hub_id(base_model) else None,
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag=task,
+        tags=["ptft-recipes"],
+        model_name=name,
+        eval_results=[
+            EvalResult(task, data["name"], data["name"], metric, round(score["value"], 4), dataset_split="test")
+            for metric, score in overall.items()
+        ]
+        or None,
+    )
+    sections = [
+        f"# {name}",
+        _summary(run, base_model),
+        "## Results\n\n" + _results_table(metrics, data),
+        "## Use\n\n" + _usage(name, base_model, is_adapter),
+        "## Data\n\n" + _data_table(data),
+        "## Training\n\n" + _training_table(run),
+    ]
+    plots = [f"![{path.stem.replace('_', ' ')}](plots/{path.name})" for path in sorted(output_dir.glob("plots/*.png"))]
+    sections.insert(3, "\n\n".join(plots))
+    body = "\n\n".join(section for section in sections if section)
+    ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n{body}\n").save(output_dir / "README.md")
+
+
+def _could_be_hub_id(name: str) -> bool:
+    return bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)) and not Path(name).exists()
+
+
+def _summary(run: dict[str, Any], base_model: str) -> str:
+    start = (
+        "trained from new weights in the architecture of" if run["config"].get("from_scratch") else "fine-tuned from"
+    )
+    tuning = run["config"].get("tuning", "full")
+    share = run["trainable_parameters"] / run["total_parameters"]
+    return (
+        f"`{run['recipe']}` of ptft-recipes {run['versions']['ptft-recipes']}, {start} `{base_model}` on "
+        f"`{run['data']['name']}`; tuning `{tuning}`, {run['trainable_parameters']:,} of {run['total_parameters']:,} "
+        f"weights trained ({share:.1%})."
+    )
+
+
+def _results_table(metrics: dict[str, Any], data: dict[str, Any]) -> str:
+    if not metrics:
+        return "The test split has no labels; nothing was scored."
+    lines = [f"On {data['rows']['test']:,} test rows, scored once. Intervals: 95 %, bootstrap over rows.\n"]
+    lines += ["| metric | test | 95 % interval |", "|---|---|---|"]
+    for name, score in metrics.items():
+        if score["value"] is None:
+            lines.append(f"| {name} | undefined | |")
+        else:
+            low, high = score["ci95"]
+            lines.append(
+                f"| {name} | {score['value']:.3f} | {low:.3f} to {high:.3f} |"
+                if low is not None
+                else f"| {name} | {score['value']:.3f} | |"
+            )
+    return "\n".join(lines)
+
+
+def _usage(name: str, base_model: str, is_adapter: bool) -> str:
+    if is_adapter:
+        code = (
+            "from peft import AutoPeftModelForSequenceClassification\n"
+            "from transformers import AutoTokenizer\n\n"
+            f'model = AutoPeftModelForSequenceClassification.from_pretrained("{name}")  # on {base_model}\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{name}")'
+        )
+    else:
+        code = f'from transformers import pipeline\n\nclassify = pipeline("text-classification", model="{name}")'
+    return f"```python\n{code}\n```"
+
+
+def _data_table(data: dict[str, Any]) -> str:
+    lines = ["| split | rows | dropped | truncated | also in train | fingerprint |", "|---|---|---|---|---|---|"]
+    for split, rows in data["rows"].items():
+        overlap = data["overlap_with_train"].get(split, {}).get("normalised", "")
+        truncated = data["tokens"][split]["truncated_rows"]
+        cut = " (cut from train)" if split in data["cut"] else ""
+        dropped, fingerprint = data["dropped"][split], data["fingerprint"][split]
+        lines.append(f"| {split}{cut} | {rows:,} | {dropped} | {truncated} | {overlap} | `{fingerprint}` |")
+    return "\n".join(lines)
+
+
+def _training_table(run: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    commit = "not in a repository" if run["commit"] is None else run["commit"][:12] + " (changed)" * bool(run["dirty"])
+    best = ", ".join(
+        f"validation {name} {value:.3f}" for name, value in run["validation"].items() if value is not None
+    )
+    rows = {
+        "steps, epochs": f"{run['steps']}, {run['epochs']}",
+        "best step": f"{run['best_step']} ({best})",
+        "seed": run["seed"],
+        "hardware": f"{run['hardware']}; {run['processes']} process(es), {run['precision']}",
+        "time": f"{run['seconds']['train']:.0f} s of training, {run['seconds']['total']:.0f} s in all",
+        "commit": commit,
+        "versions": versions,
+    }
+    table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    settings = "\n".join(f"{name}: {value}" for name, value in run["config"].items() if name != "output_dir")
+    return f"{table}\n\n```yaml\n{settings}\n```"

@@ -1,0 +1,165 @@
+"""One label map, made from train and applied everywhere."""
+
+import math
+from collections.abc import Sequence
+
+from datasets import ClassLabel, Dataset, List, Value
+
+from ptft_recipes.errors import InputError
+
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+SINGLE, MULTI, REGRESSION = PROBLEM_TYPES
+
+
+def encode_labels(
+    splits: dict[str, Dataset],
+    column: str,
+    problem_type: str | None = None,
+    separator: str | None = None,
+    drop_bad_rows: bool = False,
+) -> tuple[dict[str, Dataset], dict[str, int], str, list[str]]:
+    """Number the labels of every split by one map made from train.
+
+    Args:
+        splits: Data sets with `id` and `column`; `train` is among them.
+        column: The label column.
+        problem_type: One of `PROBLEM_TYPES`; None to infer it: lists are multi-label, numbers with a fraction
+            regression, everything else a single label.
+        separator: Splits a multi-label cell of text.
+        drop_bad_rows: Leave out rows without a label, or with one that train does not have, instead of stopping.
+
+    Returns:
+        The data sets with the column `labels` in place of `column`: a class number, 0.0 and 1.0 per label, or a float;
+        the rows dropped per split; the problem type; the label names (for regression the column's name). `test` has no
+        `labels` when none of its rows has one.
+
+    Raises:
+        InputError: Missing or unseen labels, labels that are no numbers in a regression, fewer than two labels.
+    """
+    train = splits["train"]
+    feature = train.features[column]
+    known = feature.names if isinstance(feature, ClassLabel) else None
+    values = {split: _plain(dataset, column, known) for split, dataset in splits.items()}
+    if problem_type is None:
+        problem_type = _infer(values["train"], known)
+    if problem_type not in PROBLEM_TYPES:
+        raise InputError(f"--problem_type {problem_type}: choose one of {', '.join(PROBLEM_TYPES)}")
+    if problem_type == MULTI:
+        values = {s: [_as_list(v, separator) for v in column_values] for s, column_values in values.items()}
+    if "test" in values and not any(value not in (None, []) for value in values["test"]):
+        splits = splits | {"test": splits["test"].remove_columns(column)}
+        del values["test"]
+    names = [column] if problem_type == REGRESSION else known or _names(values["train"])
+    index = {name: i for i, name in enumerate(names)}
+    encoded, dropped = {}, dict.fromkeys(splits, 0)
+    for split, dataset in splits.items():
+        if split not in values:
+            encoded[split] = dataset
+            continue
+        labels, faults = [], []
+        for i, value in enumerate(values[split]):
+            label, fault = _encode(value, index, problem_type)
+            labels.append(label)
+            if fault:
+                faults.append((i, fault))
+        if faults and not drop_bad_rows:
+            first = "; ".join(f"{dataset[i]['id']}: {fault}" for i, fault in faults[:5])
+            raise InputError(
+                f"{split}: {len(faults)} rows whose {column!r} cannot be used: {first}"
+                f"{'; ...' * (len(faults) > 5)}. Mend them, or pass --drop_bad_rows to leave them out"
+            )
+        bad = {i for i, _ in faults}
+        keep = [i for i in range(len(dataset)) if i not in bad]
+        target = {SINGLE: ClassLabel(names=names), MULTI: List(Value("float32")), REGRESSION: Value("float32")}
+        encoded[split] = (
+            dataset.remove_columns(column)
+            .select(keep)
+            .add_column("labels", [labels[i] for i in keep], feature=target[problem_type])
+        )
+        dropped[split] = len(bad)
+    _check_enough(encoded["train"], names, problem_type)
+    return encoded, dropped, problem_type, names
+
+
+def _plain(dataset: Dataset, column: str, known: Sequence[str] | None) -> list:
+    """Return the labels as given; the numbers of a ClassLabel as their names, and its -1 as None."""
+    if column not in dataset.column_names:
+        return [None] * len(dataset)
+    values = list(dataset[column])
+    if known:
+        return [None if value is None or value < 0 else known[value] for value in values]
+    feature = dataset.features[column]
+    if isinstance(feature, List) and isinstance(feature.feature, ClassLabel):
+        return [None if value is None else [feature.feature.names[v] for v in value] for value in values]
+    return [None if value == "" or (isinstance(value, float) and math.isnan(value)) else value for value in values]
+
+
+def _infer(values: list, known: Sequence[str] | None) -> str:
+    values = [value for value in values if value is not None]
+    if known:
+        return SINGLE
+    if any(isinstance(value, list) for value in values):
+        return MULTI
+    numbers = [_number(value) for value in values]
+    if values and all(n is not None for n in numbers) and any(isinstance(v, float) or "." in str(v) for v in values):
+        return REGRESSION
+    distinct = len(set(values))
+    if distinct > 100 and distinct > len(values) / 2:
+        raise InputError(
+            f"the label column holds {distinct} different values in {len(values)} rows; if they are numbers to "
+            "predict, pass --problem_type regression, else name the right --label_column"
+        )
+    return SINGLE
+
+
+def _number(value) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _as_list(value, separator: str | None) -> list[str] | None:
+    if value is None or isinstance(value, list):
+        return value and [str(item) for item in value]
+    return [part.strip() for part in str(value).split(separator) if part.strip()] if separator else [str(value)]
+
+
+def _names(values: list) -> list[str]:
+    """Return the label names in train, sorted; whole numbers by their value."""
+    names = {
+        str(item) for value in values if value is not None for item in (value if isinstance(value, list) else [value])
+    }
+    numeric = all(name.lstrip("-").isdigit() for name in names)
+    return sorted(names, key=(lambda name: (int(name), name)) if numeric else None)
+
+
+def _encode(value, index: dict[str, int], problem_type: str) -> tuple:
+    """Return (encoded label, None), or (None, what is wrong)."""
+    if value is None:
+        return None, "no label"
+    if problem_type == REGRESSION:
+        number = _number(value)
+        if number is None:
+            return None, f"{value!r} is no finite number"
+        # Trainer counts the labels that are not -100 to scale the loss.
+        return (
+            (number, None) if number != -100 else (None, "-100 means 'no label' in this ecosystem; shift the values")
+        )
+    unseen = [v for v in (value if isinstance(value, list) else [value]) if str(v) not in index]
+    if unseen:
+        some = ", ".join(list(index)[:10]) + ", ..." * (len(index) > 10)
+        return None, f"label {unseen[0]!r} does not occur in train ({some})"
+    if problem_type == MULTI:
+        return [float(name in value) for name in index], None
+    return index[str(value)], None
+
+
+def _check_enough(train: Dataset, names: list[str], problem_type: str) -> None:
+    if len(train) == 0:
+        raise InputError("train: no rows are left")
+    if problem_type == SINGLE and len(used := set(train["labels"])) < 2:
+        raise InputError(f"train has the one label {names[used.pop()]!r} only; nothing can be learned from that")
+    if problem_type == MULTI and not any(any(row) for row in train["labels"]):
+        raise InputError("train: no row has a label")

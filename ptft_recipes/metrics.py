@@ -1,0 +1,168 @@
+"""Scores as functions of Trainer's EvalPrediction; `ptft_recipes.evaluate_modules` has them as `evaluate` modules.
+
+Each score takes `weights`, how often each example counts: the bootstrap resamples by weights, and all ones give the
+score itself. The definitions are scikit-learn's and scipy's; the tests compare with them.
+"""
+
+import numpy as np
+
+from ptft_recipes.labels import MULTI, REGRESSION
+
+
+def classification_metrics(prediction, *, problem_type: str, label_names: list[str], weights=None) -> dict[str, float]:
+    """Score the predictions of a sequence classifier.
+
+    Args:
+        prediction: An EvalPrediction: `predictions` logits `[examples, labels]`; `label_ids` class numbers
+            `[examples]`, 0 and 1 `[examples, labels]`, or floats `[examples]`.
+        problem_type: As in `PreTrainedConfig.problem_type`.
+        label_names: Names of the labels, for the scores per class.
+        weights: `[examples]`, how often each example counts; once each when None.
+
+    Returns:
+        Single label: accuracy, macro_f1, matthews_correlation, roc_auc (one against the rest, averaged; for two labels
+        that of the second), and precision, recall and f1 per class. Multi-label: the same without Matthews, with
+        micro_f1, accuracy counting rows that are right in every label. Regression: pearson, spearman, mse, mae, r2. A
+        score that is undefined, e.g. roc_auc when a class does not occur, is nan.
+    """
+    logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    if problem_type == REGRESSION:
+        return regression_scores(logits.reshape(labels.shape), labels, weights)
+    score = multi_label_scores if problem_type == MULTI else single_label_scores
+    return score(probabilities(logits, problem_type), labels, weights, label_names)
+
+
+def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    """Return the probabilities `[examples, labels]` behind logits: softmax, or a sigmoid per label."""
+    logits = np.asarray(logits, dtype=np.float64)
+    if problem_type == MULTI:
+        return 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def single_label_scores(
+    scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None, label_names: list[str] | None = None
+) -> dict[str, float]:
+    """Score one label per example.
+
+    Args:
+        scores: `[examples, labels]`, the highest is the prediction.
+        labels: `[examples]` class numbers.
+        weights: `[examples]`.
+        label_names: `[labels]`.
+    """
+    weights = np.ones(len(labels)) if weights is None else weights
+    size = scores.shape[1]
+    names = label_names or [str(i) for i in range(size)]
+    confusion = confusion_matrix(scores.argmax(axis=1), labels, size, weights)
+    gold, predicted, right = confusion.sum(axis=1), confusion.sum(axis=0), confusion.diagonal()
+    per_class = _precision_recall_f1(right, predicted, gold)
+    occurs = (gold + predicted) > 0  # as scikit-learn: a class in neither gold nor prediction does not count
+    total, covariance = confusion.sum(), right.sum() * confusion.sum() - gold @ predicted
+    spread = np.sqrt((total**2 - predicted @ predicted) * (total**2 - gold @ gold))
+    rest = range(1, 2) if size == 2 else range(size)
+    return {
+        "accuracy": float(right.sum() / total),
+        "macro_f1": float(per_class["f1"][occurs].mean()),
+        "matthews_correlation": float(covariance / spread) if spread else 0.0,
+        "roc_auc": float(np.mean([roc_auc(scores[:, k], labels == k, weights) for k in rest])),
+    } | _by_name(per_class, names)
+
+
+def multi_label_scores(
+    scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None, label_names: list[str] | None = None
+) -> dict[str, float]:
+    """Score any number of labels per example.
+
+    Args:
+        scores: `[examples, labels]` probabilities; a label is predicted from 0.5 on.
+        labels: `[examples, labels]` of 0 and 1.
+        weights: `[examples]`.
+        label_names: `[labels]`.
+    """
+    weights = np.ones(len(labels)) if weights is None else weights
+    names = label_names or [str(i) for i in range(scores.shape[1])]
+    predicted, gold = scores >= 0.5, labels.astype(bool)
+    counts = (weights @ (predicted & gold), weights @ predicted, weights @ gold)
+    per_class = _precision_recall_f1(*counts)
+    return {
+        "accuracy": float(weights @ (predicted == gold).all(axis=1) / weights.sum()),
+        "micro_f1": float(_precision_recall_f1(*(np.atleast_1d(count.sum()) for count in counts))["f1"][0]),
+        "macro_f1": float(per_class["f1"].mean()),
+        "roc_auc": float(np.mean([roc_auc(scores[:, k], gold[:, k], weights) for k in range(scores.shape[1])])),
+    } | _by_name(per_class, names)
+
+
+def regression_scores(
+    predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> dict[str, float]:
+    """Score numbers against numbers, both `[examples]`."""
+    weights = np.ones(len(labels)) if weights is None else weights
+    predictions, labels = predictions.astype(np.float64), labels.astype(np.float64)
+    error = predictions - labels
+    mean = np.average(labels, weights=weights)
+    spread = weights @ (labels - mean) ** 2
+    return {
+        "pearson": _pearson(predictions, labels, weights),
+        "spearman": _pearson(_ranks(predictions, weights), _ranks(labels, weights), weights),
+        "mse": float(weights @ error**2 / weights.sum()),
+        "mae": float(weights @ np.abs(error) / weights.sum()),
+        "r2": float(1 - weights @ error**2 / spread) if spread else float("nan"),
+    }
+
+
+def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, size: int, weights=None) -> np.ndarray:
+    """Count examples by gold label (rows) and predicted label (columns), `[size, size]`."""
+    cells = np.bincount(labels * size + predicted, weights=weights, minlength=size * size)
+    return cells.reshape(size, size)
+
+
+def roc_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> float:
+    """Return the chance that a positive example scores higher than a negative one, ties counting half.
+
+    Args:
+        scores: `[examples]`.
+        positive: `[examples]` bool.
+        weights: `[examples]`.
+
+    Returns:
+        nan when either class is empty.
+    """
+    order = np.argsort(scores)
+    weights, positive, scores = weights[order], positive[order], scores[order]
+    starts = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]])
+    up = np.add.reduceat(weights * positive, starts)
+    down = np.add.reduceat(weights * ~positive, starts)
+    pairs = up.sum() * down.sum()
+    return float(up @ (down.cumsum() - down / 2) / pairs) if pairs else float("nan")
+
+
+def _precision_recall_f1(right, predicted, gold) -> dict[str, np.ndarray]:
+    """Return the three scores per class; 0 where the denominator is 0, as scikit-learn has it."""
+
+    def ratio(numerator, denominator):
+        return np.divide(numerator, denominator, out=np.zeros(len(right)), where=denominator > 0)
+
+    return {
+        "precision": ratio(right, predicted),
+        "recall": ratio(right, gold),
+        "f1": ratio(2.0 * right, predicted + gold),
+    }
+
+
+def _by_name(per_class: dict[str, np.ndarray], names: list[str]) -> dict[str, float]:
+    return {f"{score}/{name}": float(per_class[score][k]) for k, name in enumerate(names) for score in per_class}
+
+
+def _pearson(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
+    x, y = x - np.average(x, weights=weights), y - np.average(y, weights=weights)
+    spread = np.sqrt((weights @ x**2) * (weights @ y**2))
+    return float(weights @ (x * y) / spread) if spread else float("nan")
+
+
+def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return average ranks in the sample in which each example stands `weights` times."""
+    distinct, group = np.unique(values, return_inverse=True)
+    count = np.bincount(group, weights=weights, minlength=len(distinct))
+    return (count.cumsum() - (count - 1) / 2)[group]

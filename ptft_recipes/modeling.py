@@ -1,0 +1,138 @@
+"""Load models and tokenizers, and know which weights a checkpoint did not bring."""
+
+import logging
+from dataclasses import dataclass, field
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ptft_recipes import demo
+from ptft_recipes.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ModelArguments:
+    """Which model to start from."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Hub id, folder, or demo/minilm"})
+    model_revision: str = field(default="main", metadata={"help": "branch, tag or commit of a Hub model"})
+    from_scratch: bool = field(
+        default=False, metadata={"help": "new weights in the same architecture: the control without pre-training"}
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "eager, sdpa, flash_attention_2, ...; the model's own choice when not given"}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "run the Python code that the model brings"})
+
+
+def _source(model_args: ModelArguments) -> dict:
+    """Return where to load from, as keywords of `from_pretrained`."""
+    name = model_args.model_name_or_path
+    if not name:
+        raise InputError("no model: pass --model_name_or_path (Hub id or folder)")
+    if name.startswith("demo/"):
+        name = str(demo.model_path(name))
+    return {
+        "pretrained_model_name_or_path": name,
+        "revision": model_args.model_revision,
+        "trust_remote_code": model_args.trust_remote_code,  # None would prompt on stdin
+    }
+
+
+def _from_pretrained(auto_class, model_args: ModelArguments, **kwargs):
+    """Call `auto_class.from_pretrained`; what the user can mend becomes an InputError."""
+    try:
+        return auto_class.from_pretrained(**_source(model_args), **kwargs)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = " ".join(str(error).split())
+        what = f"cannot load {auto_class.__name__} from {model_args.model_name_or_path}"
+        raise InputError(f"{what}: {reason[:400]}") from error
+
+
+def base_model_name(model_args: ModelArguments) -> str:
+    """Return the name by which others know the base model: the Hub id behind a demo model, else the given name."""
+    return demo.MODELS.get(model_args.model_name_or_path, model_args.model_name_or_path)
+
+
+def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
+    """Load the model's tokenizer.
+
+    Raises:
+        InputError: It cannot be found or read.
+    """
+    return _from_pretrained(AutoTokenizer, model_args)
+
+
+def load_model(
+    auto_class,
+    model_args: ModelArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    label_names: list[str] | None = None,
+    **config_kwargs,
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load a model for a task, in float32, and say which of its modules the checkpoint did not bring.
+
+    Weights whose shape does not fit (the head of another task) are made anew, like missing ones. A checkpoint that
+    lacks more than half of the body's weights is refused, because it is of another architecture.
+
+    Args:
+        auto_class: E.g. `AutoModelForSequenceClassification`.
+        model_args: What to load.
+        tokenizer: Must fit into the model's vocabulary.
+        label_names: Names of the outputs of the head, which the config keeps.
+        config_kwargs: Go into the config, e.g. `problem_type`.
+
+    Returns:
+        The model; and the names of the modules with newly initialised weights, which every tuning method must train
+        and save (`bert.pooler.dense`, `classifier`). For `--from_scratch` these are all modules with weights.
+
+    Raises:
+        InputError: No such model, no safetensors weights, another architecture, or a tokenizer of another model.
+    """
+    if label_names:
+        config_kwargs |= {
+            "id2label": dict(enumerate(label_names)),
+            "label2id": {n: i for i, n in enumerate(label_names)},
+        }
+    config = _from_pretrained(AutoConfig, model_args, **config_kwargs)
+    kwargs = {"config": config, "attn_implementation": model_args.attn_implementation, "dtype": "float32"}
+    if model_args.from_scratch:
+        trust = {"trust_remote_code": model_args.trust_remote_code}
+        del kwargs["config"]
+        try:
+            model = auto_class.from_config(config, **kwargs, **trust)
+        except ValueError as error:
+            raise InputError(f"cannot build a model from {model_args.model_name_or_path}: {error}") from error
+        missing = [name for name, _ in model.named_parameters()]
+    else:
+        model, info = _from_pretrained(
+            auto_class,
+            model_args,
+            use_safetensors=True,  # never a pickle
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **kwargs,
+        )
+        missing = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+        body = [name for name, _ in model.named_parameters() if name.startswith(f"{model.base_model_prefix}.")]
+        if len(lost := set(body) & set(missing)) > len(body) / 2:
+            raise InputError(
+                f"{model_args.model_name_or_path} lacks {len(lost)} of the {len(body)} weights of a "
+                f"{config.model_type} body ({min(lost)}, ...): is it a checkpoint of this architecture?"
+            )
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model {model.get_input_embeddings().num_embeddings} "
+            "embeddings: they are not of one model"
+        )
+    new_modules = sorted({name.rpartition(".")[0] for name in missing})
+    if model_args.from_scratch:
+        logger.info("model: %s, all weights new", model_args.model_name_or_path)
+    else:
+        logger.info("model: %s; newly initialised: %s", model_args.model_name_or_path, ", ".join(new_modules) or "-")
+    return model, new_modules

@@ -1,0 +1,81 @@
+"""What a reader needs to trust or repeat a run: versions, commit, hardware, time."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+import ptft_recipes
+
+PACKAGES = ("transformers", "accelerate", "peft", "datasets", "evaluate", "tokenizers", "torch", "numpy")
+
+
+def describe_environment(recipe: str, training_args) -> dict[str, Any]:
+    """Describe the run as far as it is known before training.
+
+    Args:
+        recipe: Path of the recipe's file.
+        training_args: `TrainingArguments`.
+    """
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    commit, dirty = _git_state(Path(recipe).resolve().parent)
+    device = training_args.device.type
+    return {
+        "recipe": Path(recipe).stem,
+        "versions": {"ptft-recipes": ptft_recipes.__version__, "python": platform.python_version()} | versions,
+        "commit": commit,
+        "dirty": dirty,
+        "seed": training_args.seed,
+        "hardware": _gpu_name() if device == "cuda" else f"{_cpu_name()}, {os.cpu_count()} cores",
+        "device": device,
+        "processes": training_args.world_size,
+        "precision": "bf16" if training_args.bf16 else "fp16" if training_args.fp16 else "fp32",
+    }
+
+
+def seconds_since_start() -> float:
+    """Return the age of this process: imports and all."""
+    return time.time() - psutil.Process().create_time()
+
+
+def peak_memory(device: str) -> dict[str, float]:
+    """Return the peak memory in GiB: resident memory of this process, and memory of the GPU where there is one."""
+    if os.name == "nt":
+        resident = psutil.Process().memory_info().peak_wset / 2**30
+    else:
+        import resource  # POSIX only
+
+        unit = 2**30 if sys.platform == "darwin" else 2**20
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    peak = {"resident": resident}
+    if device == "cuda":
+        peak["cuda"] = torch.cuda.max_memory_allocated() / 2**30
+    return {name: round(value, 3) for name, value in peak.items()}
+
+
+def _git_state(folder: Path) -> tuple[str | None, bool | None]:
+    """Return the commit of the recipe's folder, and whether files differ from it; None outside a repository."""
+
+    def git(*arguments: str) -> str:
+        command = ("git", "-C", str(folder), *arguments)
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+def _cpu_name() -> str:
+    return torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
+
+
+def _gpu_name() -> str:
+    return f"{torch.cuda.get_device_name()} x {torch.cuda.device_count()}"

@@ -1,0 +1,157 @@
+"""Read rows from local files without guessing: text stays text, and every fault is named by file and line."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ptft_recipes.errors import InputError
+
+DELIMITERS = (",", "\t", ";", "|")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
+
+
+def read_rows(path: str | Path, required: Sequence[str], optional: Sequence[str] = ()) -> list[dict]:
+    """Read one data file.
+
+    CSV and TSV cells stay strings (`NA` and `007` too), JSON keeps its types, a `.txt` file has one example per line
+    in a column `text`. The delimiter of a CSV file is the one under which its header holds the required columns.
+
+    Args:
+        path: A file that ends in one of `SUFFIXES`.
+        required: Columns that must be there.
+        optional: Columns that are kept where they are there, and are None elsewhere.
+
+    Returns:
+        One dict per row with the columns asked for and `id`, the place that the row came from, e.g. `train.csv:17`.
+
+    Raises:
+        InputError: No such file, an unknown ending, no rows, a column that is missing, a broken line, bytes that are
+            not UTF-8.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path}: cannot read {path.suffix or 'a file without an ending'}; use {', '.join(SUFFIXES)}")
+    read = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".json": _json, ".txt": _lines}
+    rows = list(_select(path, read.get(path.suffix.lower(), _json_lines)(path, required), required, optional))
+    if not rows:
+        raise InputError(f"{path}: no rows")
+    return rows
+
+
+def check_columns(where: str | Path, found: Iterable[str], required: Sequence[str]) -> None:
+    """Raise an InputError that names the columns that are there, unless all required ones are among them."""
+    found = list(found)
+    missing = [column for column in required if column not in found]
+    if missing:
+        raise InputError(
+            f"{where}: no column {', '.join(map(repr, missing))}; its columns are {', '.join(map(repr, found))}. "
+            "Name the right ones with the --..._column options"
+        )
+
+
+def _select(path: Path, rows, required: Sequence[str], optional: Sequence[str]) -> Iterator[dict]:
+    for place, row in rows:
+        check_columns(f"{path}{place}", row, required)
+        yield {"id": f"{path.name}{place}"} | {name: row.get(name) for name in (*required, *optional)}
+
+
+def _decode(path: Path) -> str:
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; re-encode the file, e.g. "
+            f"iconv -f WINDOWS-1252 -t UTF-8 {path.name}"
+        ) from None
+
+
+def _csv(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
+    text = _decode(path)
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty")
+    csv.field_size_limit(2**31 - 1)  # the default refuses documents of more than 128 kB
+    header_line = text.lstrip("\r\n").splitlines()[0]
+    headers = {d: next(csv.reader([header_line], delimiter=d)) for d in DELIMITERS}
+    preferred = "\t" if path.suffix.lower() == ".tsv" else ","
+    fitting = [d for d in DELIMITERS if set(required) <= set(headers[d])]
+    # With one column every delimiter may fit: the one that splits the header most is the one in use.
+    delimiter = max(fitting, key=lambda d: (len(headers[d]), d == preferred), default=preferred)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header, line = None, 1
+    try:
+        for cells in reader:
+            start, line = line, reader.line_num + 1
+            if not cells:
+                continue
+            if header is None:
+                header = cells
+                if len(set(header)) < len(header):
+                    raise InputError(f"{path}:{start}: a column name stands twice in the header {header}")
+                check_columns(path, header, required)
+                continue
+            if len(cells) != len(header):
+                raise InputError(
+                    f"{path}:{start}: {len(cells)} cells where the header has {len(header)}; "
+                    f"quote a cell that holds {delimiter!r} or a line break"
+                )
+            yield f":{start}", dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise InputError(
+            f"{path}:{line}: broken CSV: {error}; a quote is probably not closed or not doubled"
+        ) from None
+
+
+def _json_lines(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
+    # Not splitlines(): it also breaks at U+2028 and other characters that JSON allows inside a string.
+    for number, line in enumerate(_decode(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: broken JSON: {error.msg} at column {error.colno}") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}:{number}: expected an object {{...}} per line, found {type(row).__name__}")
+        yield f":{number}", row
+
+
+def _json(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
+    text = _decode(path)
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # JSON lines under the name .json, as many exports have it
+            yield from _json_lines(path, required)
+            return
+        raise InputError(f"{path}:{error.lineno}: broken JSON: {error.msg} at column {error.colno}") from None
+    if isinstance(rows, dict):
+        rows = [rows] if not isinstance(rows.get("data"), list) else rows["data"]
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f'{path}: expected a list of objects [{{...}}, ...], or {{"data": [...]}}')
+    for index, row in enumerate(rows):
+        yield f"[{index}]", row
+
+
+def _lines(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
+    for number, line in enumerate(_decode(path).split("\n"), start=1):
+        if line.strip():
+            yield f":{number}", {"text": line.rstrip("\r")}
+
+
+def _parquet(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a readable Parquet file: {error}") from None
+    check_columns(path, table.column_names, required)
+    for index, row in enumerate(table.to_pylist()):
+        yield f"[{index}]", row

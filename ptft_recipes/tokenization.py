@@ -1,0 +1,56 @@
+"""From text to token ids, counting what is lost on the way."""
+
+import logging
+from typing import Any
+
+from datasets import DatasetDict
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from ptft_recipes.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, *texts: list[str], max_length: int) -> BatchEncoding:
+    """Tokenize a batch of texts, or of pairs, cut at `max_length`.
+
+    Args:
+        tokenizer: The model's.
+        texts: One list of texts, or two for pairs; of a pair the longer text is cut.
+        max_length: Tokens per example, special tokens included.
+
+    Returns:
+        What the model reads, unpadded, and per example `length` (tokens), `truncated` (bool) and `unknown` (tokens
+        that the vocabulary does not have).
+
+    Raises:
+        InputError: `max_length` is more than the model's positions.
+    """
+    if max_length > tokenizer.model_max_length:
+        raise InputError(f"--max_length {max_length}: this model reads at most {tokenizer.model_max_length} tokens")
+    batch = tokenizer(*texts, truncation=True, max_length=max_length)
+    batch["length"] = [len(ids) for ids in batch["input_ids"]]
+    if tokenizer.is_fast:
+        batch["truncated"] = [bool(encoding.overflowing) for encoding in batch.encodings]
+    else:
+        batch["truncated"] = [len(ids) > max_length for ids in tokenizer(*texts, verbose=False)["input_ids"]]
+    batch["unknown"] = [ids.count(tokenizer.unk_token_id) for ids in batch["input_ids"]]
+    return batch
+
+
+def count_tokens(dataset: DatasetDict) -> dict[str, dict[str, Any]]:
+    """Count tokens, truncated rows and rows with unknown tokens per split, from the columns that `tokenize` adds."""
+    counts = {}
+    for split, rows in dataset.items():
+        counts[split] = {
+            "tokens": sum(rows["length"]),
+            "longest": max(rows["length"]),
+            "truncated_rows": sum(rows["truncated"]),
+            "rows_with_unknown_tokens": sum(n > 0 for n in rows["unknown"]),
+        }
+        logger.info(
+            "  %-10s %9d tokens, at most %d in a row; %d rows truncated, %d with unknown tokens",
+            split,
+            *counts[split].values(),
+        )
+    return counts

@@ -1,0 +1,253 @@
+"""transformers.Trainer, corrected where it is wrong, and what every run does at its start."""
+
+import logging
+import math
+import os
+import sys
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from transformers import ProgressCallback, Trainer, TrainingArguments
+from transformers import logging as transformers_logging
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import set_seed
+
+from ptft_recipes.checkpoints import check_output_dir, find_checkpoint, saved_checkpoints
+from ptft_recipes.cli import resolved_config
+from ptft_recipes.errors import InputError, nearest
+from ptft_recipes.modeling import ModelArguments, base_model_name
+from ptft_recipes.provenance import describe_environment
+
+logger = logging.getLogger(__name__)
+
+
+def start_run(
+    recipe: str, training_args: TrainingArguments, model_args: ModelArguments, *other_args
+) -> dict[str, Any]:
+    """Check what can be checked before any compute is spent, seed every generator, and describe the run.
+
+    Args:
+        recipe: `__file__` of the recipe.
+        training_args: As parsed.
+        model_args: For the name of the base model.
+        other_args: The recipe's other argument objects, for the record.
+
+    Returns:
+        What a reader needs to trust or repeat the run; it ends up in `results.json` under `run`.
+
+    Raises:
+        InputError: The output folder is in use, fewer processes run than were asked for, a tracker is not installed,
+            or a token stands on the command line.
+    """
+    _configure_logging(training_args)
+    check_processes()
+    check_output_dir(training_args)
+    if training_args.hub_token:
+        raise InputError("--hub_token would be saved with the run; use `hf auth login` or the variable HF_TOKEN")
+    for callback in _trackers(training_args):
+        try:
+            callback()
+        except (RuntimeError, ImportError) as error:
+            raise InputError(f"--report_to: {error}") from error
+    set_seed(training_args.seed)
+    config = resolved_config(training_args, model_args, *other_args)
+    return describe_environment(recipe, training_args) | {"base_model": base_model_name(model_args), "config": config}
+
+
+def _trackers(training_args: TrainingArguments) -> list[type]:
+    try:
+        return get_reporting_integration_callbacks(training_args.report_to)
+    except ValueError as error:
+        raise InputError(f"--report_to: {error}") from error
+
+
+def _configure_logging(training_args: TrainingArguments) -> None:
+    library = logging.getLogger("ptft_recipes")
+    if not library.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        library.addHandler(handler)
+        library.propagate = False
+    library.setLevel(logging.INFO if training_args.should_log else logging.WARNING)
+    if training_args.log_level == "passive":
+        transformers_logging.set_verbosity_error()  # its warnings on missing heads: load_model says it in one line
+    if not sys.stderr.isatty() or training_args.disable_tqdm or not training_args.should_log:
+        import datasets
+
+        datasets.disable_progress_bars()
+        transformers_logging.disable_progress_bar()
+        training_args.disable_tqdm = True
+
+
+def check_processes() -> None:
+    """Raise an InputError if `accelerate launch` was asked for processes or devices that it did not start.
+
+    `distributed_type: MULTI_CPU` and `--cpu --num_processes 2` run one process and say nothing: the launcher then
+    names a master address and no world size.
+    """
+    environment = os.environ
+    launched = "ACCELERATE_MIXED_PRECISION" in environment
+    by_launcher = {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"} & environment.keys()
+    if launched and "MASTER_ADDR" in environment and not by_launcher:
+        raise InputError(
+            "accelerate was asked for several processes and started one; on CPUs use `accelerate launch --config_file "
+            "accelerate_configs/multi_cpu.yaml` (distributed_type: MULTI_GPU with use_cpu: true)"
+        )
+    world_size = int(environment.get("WORLD_SIZE", 1))
+    on_gpus = launched and world_size > 1 and environment.get("ACCELERATE_USE_CPU", "False").lower() != "true"
+    if on_gpus and not torch.accelerator.is_available():
+        raise InputError(
+            f"{world_size} processes were started for GPUs and this machine has none; use `accelerate launch "
+            "--config_file accelerate_configs/multi_cpu.yaml`"
+        )
+
+
+class LogCallback(ProgressCallback):
+    """Progress bars on a terminal, and one readable line per log entry everywhere."""
+
+    def on_train_begin(self, args, state, control, **kwargs):  # noqa: D102
+        if not args.disable_tqdm:
+            super().on_train_begin(args, state, control, **kwargs)
+
+    def on_step_end(self, args, state, control, **kwargs):  # noqa: D102
+        if self.training_bar is not None:
+            super().on_step_end(args, state, control, **kwargs)
+
+    def on_prediction_step(self, args, state, control, **kwargs):  # noqa: D102
+        if not args.disable_tqdm:
+            super().on_prediction_step(args, state, control, **kwargs)
+
+    def on_train_end(self, args, state, control, **kwargs):  # noqa: D102
+        if self.training_bar is not None:
+            super().on_train_end(args, state, control, **kwargs)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):  # noqa: D102
+        line = format_log(logs or {}, state.global_step, state.max_steps)
+        if line and state.is_world_process_zero:
+            if self.training_bar is not None:
+                self.training_bar.write(line)
+            else:
+                logger.info(line)
+
+
+def format_log(logs: dict[str, float], step: int, max_steps: int) -> str:
+    """Format a log entry of Trainer as one line; an empty string for one that says nothing new.
+
+    >>> format_log({"loss": 0.51234, "learning_rate": 1e-4, "epoch": 0.5}, 60, 480)
+    'step 60/480 | epoch 0.50 | loss 0.5123 | learning_rate 0.0001'
+    """
+    if "train_runtime" in logs:
+        return f"trained for {logs['train_runtime']:.0f} s, {logs['train_samples_per_second']:.0f} samples/s"
+    hidden = ("epoch", "total_flos")
+    values = {
+        name.removeprefix("eval_"): value
+        for name, value in logs.items()
+        if name not in hidden and "/" not in name and not name.endswith(("_runtime", "_per_second", "_time"))
+    }
+    if not values:
+        return ""
+    where = f"step {step}/{max_steps} | epoch {logs.get('epoch', 0):.2f} | "
+    kind = "validation: " if any(name.startswith("eval_") for name in logs) else ""
+    shown = (
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+    )
+    return where + kind + " | ".join(shown)
+
+
+class RecipeTrainer(Trainer):
+    """transformers.Trainer with an exact loss, an exact validation loss, and a stop at the first non-finite step.
+
+    - Trainer takes any model whose `forward` has `**kwargs` for one that divides its loss by `num_items_in_batch`;
+      most encoders do not, and their loss grows with accumulation and with processes. Here the loss is
+      `compute_loss_func`, a sum over the whole optimizer step divided once; without one, the mean over micro-batches.
+    - Trainer's `eval_loss` is a mean of batch means; here it is the mean over all items, none counted twice.
+    - Trainer shows a nan loss as the running mean and finishes; here training stops before the weights are touched.
+    - `--push_to_hub` acts once, at the end, by `ptft_recipes.hub.publish`, instead of uploading `output_dir` as it is.
+    """
+
+    def __init__(self, *args, **kwargs):  # noqa: D107
+        super().__init__(*args, **kwargs)
+        self.push_at_end, self.args.push_to_hub = self.args.push_to_hub, False
+        if self.compute_loss_func is None:
+            self.model_accepts_loss_kwargs = False
+        self.args.logging_nan_inf_filter = False
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(LogCallback)
+        self._eval_loss, self._eval_items = 0.0, 0
+
+    def init_hf_repo(self, token=None):
+        """Do nothing: `publish` creates the repository when there is something to put into it."""
+
+    def train(self, *args, **kwargs):
+        """Train, from the checkpoint that `--resume_from_checkpoint` asks for, which Trainer itself does not read.
+
+        Before it, one batch goes through the whole evaluation, so that a fault in it shows before the first epoch.
+
+        Raises:
+            InputError: `--metric_for_best_model` is not among the metrics.
+            FloatingPointError: A loss or gradient is not finite.
+        """
+        best = self.args.metric_for_best_model
+        if self.args.load_best_model_at_end and self.eval_dataset is not None:
+            rows = min(len(self.eval_dataset), self.args.eval_batch_size * self.args.world_size)
+            loader = self.get_eval_dataloader(self.eval_dataset.select(range(rows)))
+            metrics = self.evaluation_loop(loader, "Check", metric_key_prefix="eval").metrics
+            names = [name.removeprefix("eval_") for name in metrics]
+            if best.removeprefix("eval_") not in names:
+                known = ", ".join(name for name in names if "/" not in name)
+                raise InputError(f"--metric_for_best_model {best}: no such metric{nearest(best, names)} ({known})")
+            self.callback_handler.on_predict(self.args, self.state, self.control, metrics)
+        return super().train(*args, **{"resume_from_checkpoint": find_checkpoint(self.args)} | kwargs)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Compute the loss; outside training, also sum it over the items that are not padding of the last batch."""
+        if model.training or self.compute_loss_func is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        real = self._rows_not_repeated(len(labels))
+        seen = type(outputs)({name: value[:real] for name, value in outputs.items() if torch.is_tensor(value)})
+        items = int((labels[:real] != -100).sum())
+        total = (
+            self.compute_loss_func(seen, labels[:real], num_items_in_batch=1).float()
+            if items
+            else outputs.logits.sum() * 0
+        )
+        self._eval_loss += total.item()
+        self._eval_items += items
+        loss = total / max(items, 1)
+        return (loss, outputs) if return_outputs else loss
+
+    def _rows_not_repeated(self, rows: int) -> int:
+        """Return how many rows of this process's batch are not repeats that only fill up the last global batch."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return rows
+        return min(max(state.remainder - self.args.process_index * rows, 0), rows)
+
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+        """Evaluate or predict; the loss is the mean over all items of all processes."""
+        self._eval_loss, self._eval_items = 0.0, 0
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        parts = gather_object([(self._eval_loss, self._eval_items)])
+        items = sum(count for _, count in parts)
+        if items:
+            output.metrics[f"{metric_key_prefix}_loss"] = sum(loss for loss, _ in parts) / items
+        return output
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        loss = float(self._tr_loss)
+        # Under fp16 the loss scaler meets overflowing gradients on its own and skips the step.
+        gradient = 0.0 if self.args.fp16 or grad_norm is None else float(grad_norm)
+        if not math.isfinite(loss + gradient):
+            saved = saved_checkpoints(self.args.output_dir)
+            raise FloatingPointError(
+                f"loss {loss}, gradient norm {gradient} at step {self.state.global_step + 1}; stopped before the "
+                f"weights were changed. Last checkpoint: {saved[-1] if saved else 'none yet'}. Try a lower "
+                "--learning_rate, more --warmup_steps, or --bf16 false"
+            )
+        return grad_norm

@@ -1,0 +1,129 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["ptft-recipes>=0.1,<0.2"]
+# ///
+"""Fine-tune a pre-trained encoder for sequence classification: one text or a pair; one label, several, or a number.
+
+    accelerate launch recipes/finetune_cls.py                                     the demo, offline
+    ... --config recipes/configs/finetune_cls/sst2.yaml                           a data set of the Hub
+    ... --train_file train.csv --test_file test.csv --label_column topic          your own files
+    ... --tuning lora --tuning_kwargs r=16 lora_alpha=32 --learning_rate 1e-3     any PEFT method
+    ... --from_scratch                                                            control: no pre-training
+
+A new head reads the pooled sequence (Devlin et al., 2019, section 4.1). The epoch with the best validation score is
+kept; the test split is scored once, at the end, with bootstrap intervals.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+from transformers import AutoModelForSequenceClassification, EarlyStoppingCallback, TrainingArguments
+
+from ptft_recipes.cli import parse_args, run_command
+from ptft_recipes.data import DatasetArguments, load_splits
+from ptft_recipes.evaluation import score_test_split
+from ptft_recipes.hub import publish
+from ptft_recipes.labels import PROBLEM_TYPES, REGRESSION
+from ptft_recipes.metrics import classification_metrics
+from ptft_recipes.modeling import ModelArguments, load_model, load_tokenizer
+from ptft_recipes.objectives import balanced_class_weights, classification_loss
+from ptft_recipes.tokenization import count_tokens, tokenize
+from ptft_recipes.training import RecipeTrainer, start_run
+from ptft_recipes.tuning import TuningArguments, apply_tuning
+
+# What differs from the defaults of transformers; --help shows all of it.
+DEFAULTS = {
+    "model_name_or_path": "demo/minilm",
+    "dataset_name": "demo/aclsum_roles",
+    "output_dir": "runs/finetune_cls",
+    "learning_rate": 1e-4,
+    "num_train_epochs": 4.0,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 64,
+    "warmup_steps": 0.1,
+    "weight_decay": 0.01,
+    "train_sampling_strategy": "group_by_length",
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "macro_f1",
+    "logging_steps": 0.05,
+}
+
+
+@dataclass
+class DataArguments(DatasetArguments):
+    """The columns to read, and what becomes of them."""
+
+    text_column: str = field(default="text", metadata={"help": "the text to classify"})
+    text_pair_column: str | None = field(default=None, metadata={"help": "the second text of a pair"})
+    label_column: str = field(default="label", metadata={"help": "what to predict"})
+    label_separator: str | None = field(default=None, metadata={"help": "between the labels of one multi-label cell"})
+    problem_type: str | None = field(default=None, metadata={"help": f"inferred, or {', '.join(PROBLEM_TYPES)}"})
+    max_length: int = field(default=128, metadata={"help": "tokens per example; what is longer is cut, and counted"})
+    class_weights: bool = field(default=False, metadata={"help": "let rare labels count as much as frequent ones"})
+    early_stopping_patience: int | None = field(default=None, metadata={"help": "evaluations without a new best"})
+
+
+def preprocess(examples, tokenizer, args):
+    """One example, one sequence: [CLS] text [SEP], or [CLS] text [SEP] pair [SEP]."""
+    texts = [examples[column] for column in (args.text_column, args.text_pair_column) if column]
+    return tokenize(tokenizer, *texts, max_length=args.max_length)
+
+
+def main(argv=None):
+    # 1. Arguments: the defaults above, then --config, then flags.
+    model_args, data_args, tuning_args, training_args = parse_args(
+        (ModelArguments, DataArguments, TuningArguments, TrainingArguments), DEFAULTS, argv, __doc__
+    )
+    run = start_run(__file__, training_args, model_args, data_args, tuning_args)
+
+    # 2. Data: train to fit, validation to choose, test to report.
+    text_columns = [column for column in (data_args.text_column, data_args.text_pair_column) if column]
+    raw, run["data"] = load_splits(
+        data_args, text_columns, data_args.label_column, data_args.problem_type, data_args.label_separator
+    )
+    label_names, problem_type = run["data"]["label_names"], run["data"]["problem_type"]
+    if problem_type == REGRESSION and training_args.metric_for_best_model == DEFAULTS["metric_for_best_model"]:
+        training_args.metric_for_best_model = "pearson"
+    tokenizer = load_tokenizer(model_args)
+    with training_args.main_process_first(desc="tokenization"):
+        dataset = raw.map(preprocess, batched=True, fn_kwargs={"tokenizer": tokenizer, "args": data_args})
+    run["data"]["tokens"] = count_tokens(dataset)
+
+    # 3. Model: pre-trained body, new head, and which weights may move.
+    model, new_modules = load_model(
+        AutoModelForSequenceClassification, model_args, tokenizer, label_names=label_names, problem_type=problem_type
+    )
+    model = apply_tuning(model, tuning_args, "SEQ_CLS", new_modules, run["base_model"])
+
+    # 4. Train.
+    metrics = partial(classification_metrics, problem_type=problem_type, label_names=label_names)
+    weights = balanced_class_weights(dataset["train"]["labels"], problem_type) if data_args.class_weights else None
+    smoothing = training_args.label_smoothing_factor
+    loss = partial(classification_loss, problem_type=problem_type, class_weights=weights, label_smoothing=smoothing)
+    patience = data_args.early_stopping_patience
+    trainer = RecipeTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=dataset["train"],
+        eval_dataset=dataset["validation"],
+        processing_class=tokenizer,
+        compute_loss_func=loss,
+        compute_metrics=metrics,
+        callbacks=[EarlyStoppingCallback(patience)] if patience else None,
+    )
+    trainer.train()
+    trainer.save_model()
+
+    # 5. Evaluate: results.json, predictions and plots in output_dir.
+    results = score_test_split(trainer, dataset["test"], metrics, problem_type, label_names, run)
+
+    # 6. Publish: the model card, and with --push_to_hub the checkpoint.
+    publish(trainer, results, task="text-classification")
+    return results
+
+
+if __name__ == "__main__":
+    run_command(main)

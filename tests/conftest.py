@@ -1,0 +1,124 @@
+"""Tiny tokenizers, checkpoints and data sets, built offline from seeds once per session."""
+
+import csv
+import os
+import random
+
+# Before the Hugging Face libraries read them: no test may reach the network by accident.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    AutoModel,
+    BertConfig,
+    DistilBertConfig,
+    ModernBertConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+)
+
+TOPICS = {
+    "sports": ["match", "goal", "team", "coach", "season", "player"],
+    "science": ["cell", "theory", "atom", "study", "lab", "gene"],
+    "markets": ["stock", "price", "bank", "trade", "profit", "share"],
+}
+FILLERS = ["the", "a", "of", "and", "new", "old", "big", "small", "one", "two"]
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+FAMILIES = ("bert", "roberta", "distilbert", "modernbert")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Tiny models are faster on one thread, and results do not depend on the machine's cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A word-level tokenizer whose vocabulary is the words of the tiny data sets."""
+    words = [*FILLERS, *(word for topic in TOPICS.values() for word in topic)]
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=64,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def tiny_config(family: str, vocabulary: int):
+    """Return a configuration of a model with about 20,000 weights."""
+    common = {"vocab_size": vocabulary, "pad_token_id": 0}
+    if family == "bert":
+        return BertConfig(**common, **SIZES, max_position_embeddings=64)
+    if family == "roberta":
+        return RobertaConfig(**common, **SIZES, max_position_embeddings=66)
+    if family == "distilbert":
+        return DistilBertConfig(**common, dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=64)
+    return ModernBertConfig(
+        **common, **SIZES, max_position_embeddings=64, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3
+    )
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory, tokenizer):
+    """Folders with a body without a task head, by family: what a pre-trained encoder looks like."""
+    folders = {}
+    for family in FAMILIES:
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp(family)
+        AutoModel.from_config(tiny_config(family, len(tokenizer))).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        folders[family] = str(folder)
+    return folders
+
+
+@pytest.fixture(scope="session")
+def checkpoint(checkpoints):
+    """The tiny BERT body."""
+    return checkpoints["bert"]
+
+
+def topic_rows(count: int, seed: int) -> list[dict]:
+    """Return rows whose label follows from two words of the text: a tiny model learns them in a few epochs."""
+    generator = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        label = generator.choice(sorted(TOPICS))
+        words = [*generator.choices(TOPICS[label], k=2), *generator.choices(FILLERS, k=generator.randint(2, 10))]
+        generator.shuffle(words)
+        rows.append({"text": " ".join(words), "label": label})
+    return rows
+
+
+def write_csv(path, rows, **kwargs):
+    """Write rows of dicts as CSV."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), **kwargs)
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def topics(tmp_path_factory):
+    """CSV files of the topic data by split: 256 / 64 / 64 rows."""
+    folder = tmp_path_factory.mktemp("topics")
+    sizes = {"train": 256, "validation": 64, "test": 64}
+    return {
+        split: write_csv(folder / f"{split}.csv", topic_rows(size, seed))
+        for seed, (split, size) in enumerate(sizes.items())
+    }
