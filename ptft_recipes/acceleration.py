@@ -1,6 +1,10 @@
-"""What the hardware does natively, detected and never assumed."""
+"""What the hardware does, and how many processes run on it: detected, never assumed."""
+
+import os
 
 import torch
+
+from ptft_recipes.errors import InputError
 
 
 def has_native_bf16(use_cpu: bool = False) -> bool:
@@ -18,3 +22,29 @@ def has_native_bf16(use_cpu: bool = False) -> bool:
         return False
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def check_processes(use_cpu: bool = False) -> None:
+    """Compare the processes that run with those that were asked for.
+
+    `distributed_type: MULTI_CPU` and `accelerate launch --cpu --num_processes 2` start one process and say nothing:
+    the launcher then names a master address and no world size.
+
+    Args:
+        use_cpu: Training is to run on the CPU even where there is an accelerator.
+
+    Raises:
+        InputError: One process runs where several were asked for, or more run on this machine than it has GPUs.
+    """
+    by_launcher = {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"} & os.environ.keys()
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and not by_launcher:
+        raise InputError(
+            "accelerate was asked for several processes and started one; on CPUs use `accelerate launch --config_file "
+            "accelerate_configs/multi_cpu.yaml` (distributed_type: MULTI_GPU with use_cpu: true)"
+        )
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if torch.cuda.is_available() and not use_cpu and processes > torch.cuda.device_count():
+        raise InputError(
+            f"{processes} processes on a machine with {torch.cuda.device_count()} GPUs: lower --num_processes, or "
+            "pass --use_cpu true to the recipe to leave the GPUs alone"
+        )

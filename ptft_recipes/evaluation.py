@@ -22,7 +22,7 @@ Metrics = Callable[..., dict[str, float]]
 
 
 def score_test_split(
-    trainer, dataset, metrics: Metrics, problem_type: str, label_names: list[str], run: dict[str, Any]
+    trainer, dataset, metrics: Metrics, *, problem_type: str, label_names: list[str], run: dict[str, Any]
 ) -> dict[str, Any]:
     """Predict the test split once, score it with 95 % bootstrap intervals, and write what a reader needs.
 
@@ -118,17 +118,40 @@ def _write_predictions(path: Path, ids, prediction, problem_type: str, label_nam
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
+def split_by_class(metrics: dict[str, dict]) -> tuple[dict[str, dict], dict[str, dict[str, dict]]]:
+    """Split scores into the overall ones and, per label, those named `score/label`."""
+    by_class: dict[str, dict[str, dict]] = {}
+    for name, score in metrics.items():
+        kind, slash, label = name.partition("/")
+        if slash:
+            by_class.setdefault(label, {})[kind] = score
+    return {name: score for name, score in metrics.items() if "/" not in name}, by_class
+
+
+def format_score(score: dict[str, Any]) -> str:
+    """Return a score with its interval.
+
+    >>> format_score({"value": 0.7213, "ci95": [0.7071, 0.7355], "n": 3740})
+    '0.721 [0.707, 0.736]'
+    """
+    if score["value"] is None:
+        return "undefined"
+    low, high = score["ci95"]
+    return f"{score['value']:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else "")
+
+
 def log_results(results: dict[str, Any], output_dir: Path) -> None:
     """Log the scores as a table: per class in a row each, the rest in a line each."""
     if not results["metrics"]:
         logger.info("test: no labels, so predicted and not scored: %s", output_dir / "predictions" / "test.jsonl")
         return
     logger.info("test, with 95 % bootstrap intervals:")
-    for name, score in results["metrics"].items():
-        if score["value"] is None:
-            logger.info("  %-24s undefined here", name)
-        else:
-            logger.info("  %-24s %.3f [%.3f, %.3f]", name, score["value"], *score["ci95"])
+    overall, by_class = split_by_class(results["metrics"])
+    for name, score in overall.items():
+        logger.info("  %-24s %s", name, format_score(score))
+    for label, scores in by_class.items():
+        row = "  ".join(f"{name} {format_score(score)}" for name, score in scores.items())
+        logger.info("  %-24s %s", label, row)
     seconds = results["run"]["seconds"]
     logger.info(
         "%s: model, results.json, plots, card; %.0f s in all, %.0f s of it training",

@@ -1,5 +1,6 @@
 """The model card, written from measured results, and the upload of what may leave the machine."""
 
+import json
 import logging
 import re
 from pathlib import Path
@@ -7,13 +8,19 @@ from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
+from ptft_recipes.errors import InputError
+from ptft_recipes.evaluation import format_score, split_by_class
+
 logger = logging.getLogger(__name__)
 
-# What a stranger needs, and nothing else: no data, no predictions with text, no optimizer, no pickle, no token.
+# What a stranger needs, and nothing else: no data, no predictions with text, no optimizer, no pickle, no token. A
+# pattern that starts with * would also match in the folders of the checkpoints.
 ALLOWED = (
-    "README.md", "results.json", "config.yaml", "plots/*.png", "*.safetensors", "*.safetensors.index.json",
+    "README.md", "results.json", "config.yaml", "plots/*.png",
+    "model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors",
     "config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "chat_template.jinja",
+    "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja",
+    "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
 )  # fmt: skip
 
 
@@ -31,13 +38,14 @@ def publish(trainer, results: dict[str, Any], task: str) -> None:
         return
     args = trainer.args
     output_dir = Path(args.output_dir)
+    _name_base_model(output_dir, results["run"]["base_model"])
     write_model_card(output_dir, results, task)
     if trainer.push_at_end:
         api = HfApi()
         private = args.hub_private_repo is not False
         repo_id = api.create_repo(args.hub_model_id or output_dir.name, private=private, exist_ok=True).repo_id
         if private and not api.repo_info(repo_id).private:
-            raise PermissionError(f"{repo_id} is public already; pass --hub_private_repo false to push there")
+            raise InputError(f"{repo_id} is public already; pass --hub_private_repo false to push there")
         url = api.upload_folder(repo_id=repo_id, folder_path=output_dir, allow_patterns=ALLOWED)
         logger.info("pushed to %s", url)
 
@@ -53,7 +61,7 @@ def write_model_card(output_dir: Path, results: dict[str, Any], task: str) -> No
     run, metrics, base_model = results["run"], results["metrics"], results["run"]["base_model"]
     data = run["data"]
     is_adapter = (output_dir / "adapter_config.json").exists()
-    overall = {name: score for name, score in metrics.items() if "/" not in name and score["value"] is not None}
+    overall = {name: score for name, score in split_by_class(metrics)[0].items() if score["value"] is not None}
     name = output_dir.name
     card_data = ModelCardData(
         base_model=base_model if _could_be_hub_id(base_model) else None,
@@ -81,6 +89,14 @@ def write_model_card(output_dir: Path, results: dict[str, Any], task: str) -> No
     ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n{body}\n").save(output_dir / "README.md")
 
 
+def _name_base_model(output_dir: Path, base_model: str) -> None:
+    """Let an adapter name its base as others know it, where PEFT wrote a path of this machine."""
+    path = output_dir / "adapter_config.json"
+    if path.exists():
+        config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": base_model}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+
+
 def _could_be_hub_id(name: str) -> bool:
     return bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)) and not Path(name).exists()
 
@@ -101,18 +117,22 @@ def _summary(run: dict[str, Any], base_model: str) -> str:
 def _results_table(metrics: dict[str, Any], data: dict[str, Any]) -> str:
     if not metrics:
         return "The test split has no labels; nothing was scored."
-    lines = [f"On {data['rows']['test']:,} test rows, scored once. Intervals: 95 %, bootstrap over rows.\n"]
-    lines += ["| metric | test | 95 % interval |", "|---|---|---|"]
-    for name, score in metrics.items():
-        if score["value"] is None:
-            lines.append(f"| {name} | undefined | |")
-        else:
-            low, high = score["ci95"]
-            lines.append(
-                f"| {name} | {score['value']:.3f} | {low:.3f} to {high:.3f} |"
-                if low is not None
-                else f"| {name} | {score['value']:.3f} | |"
-            )
+    overall, by_class = split_by_class(metrics)
+    lines = [
+        f"On {data['rows']['test']:,} test rows, scored once; in brackets 95 % bootstrap intervals over the rows.\n"
+    ]
+    lines += [
+        "| metric | test |",
+        "|---|---|",
+        *(f"| {name} | {format_score(score)} |" for name, score in overall.items()),
+    ]
+    if by_class:
+        kinds = list(next(iter(by_class.values())))
+        lines += ["", f"| label | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
+        lines += [
+            f"| {label} | {' | '.join(format_score(scores[kind]) for kind in kinds)} |"
+            for label, scores in by_class.items()
+        ]
     return "\n".join(lines)
 
 

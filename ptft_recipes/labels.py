@@ -1,6 +1,5 @@
 """One label map, made from train and applied everywhere."""
 
-import math
 from collections.abc import Sequence
 
 from datasets import ClassLabel, Dataset, List, Value
@@ -23,8 +22,8 @@ def encode_labels(
     Args:
         splits: Data sets with `id` and `column`; `train` is among them.
         column: The label column.
-        problem_type: One of `PROBLEM_TYPES`; None to infer it: lists are multi-label, numbers with a fraction
-            regression, everything else a single label.
+        problem_type: One of `PROBLEM_TYPES`; None to infer it: lists, or a `separator`, are multi-label; numbers of
+            type float, or of text with a point, regression; everything else a single label.
         separator: Splits a multi-label cell of text.
         drop_bad_rows: Leave out rows without a label, or with one that train does not have, instead of stopping.
 
@@ -34,20 +33,26 @@ def encode_labels(
         `labels` when none of its rows has one.
 
     Raises:
-        InputError: Missing or unseen labels, labels that are no numbers in a regression, fewer than two labels.
+        InputError: Missing or unseen labels, labels that are no numbers in a regression, fewer than two labels, a
+            split without a row left.
     """
     train = splits["train"]
     feature = train.features[column]
+    if isinstance(feature, dict):
+        raise InputError(f"train: column {column!r} holds objects with {', '.join(feature)}; name a column of labels")
     known = feature.names if isinstance(feature, ClassLabel) else None
-    values = {split: _plain(dataset, column, known) for split, dataset in splits.items()}
+    values = {split: _plain(dataset, column) for split, dataset in splits.items()}
     if problem_type is None:
-        problem_type = _infer(values["train"], known)
+        problem_type = MULTI if separator else _infer(values["train"], known)
     if problem_type not in PROBLEM_TYPES:
         raise InputError(f"--problem_type {problem_type}: choose one of {', '.join(PROBLEM_TYPES)}")
+    if separator and problem_type != MULTI:
+        raise InputError(f"--label_separator {separator!r} is for {MULTI}, not for {problem_type}")
     if problem_type == MULTI:
         values = {s: [_as_list(v, separator) for v in column_values] for s, column_values in values.items()}
     if "test" in values and not any(value not in (None, []) for value in values["test"]):
-        splits = splits | {"test": splits["test"].remove_columns(column)}
+        test = splits["test"]
+        splits = splits | {"test": test.select_columns([name for name in test.column_names if name != column])}
         del values["test"]
     names = [column] if problem_type == REGRESSION else known or _names(values["train"])
     index = {name: i for i, name in enumerate(names)}
@@ -70,6 +75,8 @@ def encode_labels(
             )
         bad = {i for i, _ in faults}
         keep = [i for i in range(len(dataset)) if i not in bad]
+        if not keep:
+            raise InputError(f"{split}: no row has a usable {column!r}: {faults[0][1]}")
         target = {SINGLE: ClassLabel(names=names), MULTI: List(Value("float32")), REGRESSION: Value("float32")}
         encoded[split] = (
             dataset.remove_columns(column)
@@ -81,17 +88,17 @@ def encode_labels(
     return encoded, dropped, problem_type, names
 
 
-def _plain(dataset: Dataset, column: str, known: Sequence[str] | None) -> list:
+def _plain(dataset: Dataset, column: str) -> list:
     """Return the labels as given; the numbers of a ClassLabel as their names, and its -1 as None."""
     if column not in dataset.column_names:
         return [None] * len(dataset)
     values = list(dataset[column])
-    if known:
-        return [None if value is None or value < 0 else known[value] for value in values]
     feature = dataset.features[column]
+    if isinstance(feature, ClassLabel):  # each split by its own names: they may be in another order than in train
+        return [None if value is None or value < 0 else feature.names[value] for value in values]
     if isinstance(feature, List) and isinstance(feature.feature, ClassLabel):
         return [None if value is None else [feature.feature.names[v] for v in value] for value in values]
-    return [None if value == "" or (isinstance(value, float) and math.isnan(value)) else value for value in values]
+    return [None if str(value).strip() == "" or value != value else value for value in values]  # nan != nan
 
 
 def _infer(values: list, known: Sequence[str] | None) -> str:
@@ -117,12 +124,12 @@ def _number(value) -> float | None:
         number = float(value)
     except (TypeError, ValueError):
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) < 3.4e38 else None  # what float32 holds; nan and inf are not below it either
 
 
 def _as_list(value, separator: str | None) -> list[str] | None:
     if value is None or isinstance(value, list):
-        return value and [str(item) for item in value]
+        return None if value is None or None in value else [str(item) for item in value]
     return [part.strip() for part in str(value).split(separator) if part.strip()] if separator else [str(value)]
 
 
@@ -131,7 +138,7 @@ def _names(values: list) -> list[str]:
     names = {
         str(item) for value in values if value is not None for item in (value if isinstance(value, list) else [value])
     }
-    numeric = all(name.lstrip("-").isdigit() for name in names)
+    numeric = all(name.removeprefix("-").isdecimal() for name in names)
     return sorted(names, key=(lambda name: (int(name), name)) if numeric else None)
 
 
@@ -139,27 +146,30 @@ def _encode(value, index: dict[str, int], problem_type: str) -> tuple:
     """Return (encoded label, None), or (None, what is wrong)."""
     if value is None:
         return None, "no label"
+    if isinstance(value, list) and problem_type != MULTI:
+        return None, f"{value!r:.60} is not one label"
     if problem_type == REGRESSION:
         number = _number(value)
         if number is None:
-            return None, f"{value!r} is no finite number"
+            return None, f"{value!r:.60} is no finite number"
         # Trainer counts the labels that are not -100 to scale the loss.
         return (
             (number, None) if number != -100 else (None, "-100 means 'no label' in this ecosystem; shift the values")
         )
     unseen = [v for v in (value if isinstance(value, list) else [value]) if str(v) not in index]
     if unseen:
-        some = ", ".join(list(index)[:10]) + ", ..." * (len(index) > 10)
-        return None, f"label {unseen[0]!r} does not occur in train ({some})"
+        some = ", ".join(f"{name:.60}" for name in list(index)[:10]) + ", ..." * (len(index) > 10)
+        return None, f"label {unseen[0]!r:.60} does not occur in train ({some})"
     if problem_type == MULTI:
+        if len(set(value)) < len(value) and set(value) <= {"0", "1", "0.0", "1.0", "False", "True"}:
+            return None, f"[{', '.join(value):.60}] looks like a digit per label; list the names of the row's labels"
         return [float(name in value) for name in index], None
     return index[str(value)], None
 
 
 def _check_enough(train: Dataset, names: list[str], problem_type: str) -> None:
-    if len(train) == 0:
-        raise InputError("train: no rows are left")
-    if problem_type == SINGLE and len(used := set(train["labels"])) < 2:
-        raise InputError(f"train has the one label {names[used.pop()]!r} only; nothing can be learned from that")
+    if problem_type != MULTI and len(used := set(train["labels"])) < 2:
+        only = names[used.pop()] if problem_type == SINGLE else used.pop()
+        raise InputError(f"train has the one label {only!r} only; nothing can be learned from that")
     if problem_type == MULTI and not any(any(row) for row in train["labels"]):
         raise InputError("train: no row has a label")

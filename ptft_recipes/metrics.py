@@ -20,12 +20,20 @@ def classification_metrics(prediction, *, problem_type: str, label_names: list[s
         weights: `[examples]`, how often each example counts; once each when None.
 
     Returns:
-        Single label: accuracy, macro_f1, matthews_correlation, roc_auc (one against the rest, averaged; for two labels
-        that of the second), and precision, recall and f1 per class. Multi-label: the same without Matthews, with
-        micro_f1, accuracy counting rows that are right in every label. Regression: pearson, spearman, mse, mae, r2. A
-        score that is undefined, e.g. roc_auc when a class does not occur, is nan.
+        Single label: accuracy, macro_f1 (over the classes in gold or prediction), matthews_correlation, roc_auc (one
+        against the rest, averaged; for two labels that of the second), and precision, recall and f1 per class.
+        Multi-label: the same without Matthews, with micro_f1, accuracy counting rows that are right in every label,
+        macro_f1 over all labels. Regression: pearson, spearman, mse, mae, r2. Where scikit-learn has a convention for
+        an empty denominator, the score is 0 as there; a score that is undefined, e.g. roc_auc when a class does not
+        occur, or a correlation with a constant, is nan.
+
+    Raises:
+        FloatingPointError: A logit is not finite; a score of it would look like any other.
     """
     logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    if not (finite := np.isfinite(logits)).all():
+        broken = np.count_nonzero(~finite.reshape(len(logits), -1).all(axis=1))
+        raise FloatingPointError(f"the logits of {broken} of {len(logits)} examples are nan or infinite")
     if problem_type == REGRESSION:
         return regression_scores(logits.reshape(labels.shape), labels, weights)
     score = multi_label_scores if problem_type == MULTI else single_label_scores
@@ -38,7 +46,8 @@ def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
     if problem_type == MULTI:
         return 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+    exponentials /= exponentials.sum(axis=-1, keepdims=True)
+    return exponentials
 
 
 def single_label_scores(
@@ -52,7 +61,7 @@ def single_label_scores(
         weights: `[examples]`.
         label_names: `[labels]`.
     """
-    weights = np.ones(len(labels)) if weights is None else weights
+    scores, labels, weights = _sample(scores, labels, weights)
     size = scores.shape[1]
     names = label_names or [str(i) for i in range(size)]
     confusion = confusion_matrix(scores.argmax(axis=1), labels, size, weights)
@@ -81,14 +90,14 @@ def multi_label_scores(
         weights: `[examples]`.
         label_names: `[labels]`.
     """
-    weights = np.ones(len(labels)) if weights is None else weights
+    scores, labels, weights = _sample(scores, labels, weights)
     names = label_names or [str(i) for i in range(scores.shape[1])]
     predicted, gold = scores >= 0.5, labels.astype(bool)
-    counts = (weights @ (predicted & gold), weights @ predicted, weights @ gold)
+    counts = [(weights[:, None] * true).sum(axis=0) for true in (predicted & gold, predicted, gold)]
     per_class = _precision_recall_f1(*counts)
     return {
-        "accuracy": float(weights @ (predicted == gold).all(axis=1) / weights.sum()),
-        "micro_f1": float(_precision_recall_f1(*(np.atleast_1d(count.sum()) for count in counts))["f1"][0]),
+        "accuracy": float(np.average((predicted == gold).all(axis=1), weights=weights)),
+        "micro_f1": float(_precision_recall_f1(*(count.sum() for count in counts))["f1"]),
         "macro_f1": float(per_class["f1"].mean()),
         "roc_auc": float(np.mean([roc_auc(scores[:, k], gold[:, k], weights) for k in range(scores.shape[1])])),
     } | _by_name(per_class, names)
@@ -98,17 +107,15 @@ def regression_scores(
     predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
 ) -> dict[str, float]:
     """Score numbers against numbers, both `[examples]`."""
-    weights = np.ones(len(labels)) if weights is None else weights
-    predictions, labels = predictions.astype(np.float64), labels.astype(np.float64)
-    error = predictions - labels
-    mean = np.average(labels, weights=weights)
-    spread = weights @ (labels - mean) ** 2
+    predictions, labels, weights = _sample(predictions.astype(np.float64), labels.astype(np.float64), weights)
+    error, deviation = predictions - labels, labels - np.average(labels, weights=weights)
+    mse, variance = np.average([error**2, deviation**2], weights=weights, axis=1)
     return {
         "pearson": _pearson(predictions, labels, weights),
         "spearman": _pearson(_ranks(predictions, weights), _ranks(labels, weights), weights),
-        "mse": float(weights @ error**2 / weights.sum()),
-        "mae": float(weights @ np.abs(error) / weights.sum()),
-        "r2": float(1 - weights @ error**2 / spread) if spread else float("nan"),
+        "mse": float(mse),
+        "mae": float(np.average(np.abs(error), weights=weights)),
+        "r2": float("nan") if _is_constant(labels) else float(1 - mse / variance),
     }
 
 
@@ -135,14 +142,23 @@ def roc_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> fl
     up = np.add.reduceat(weights * positive, starts)
     down = np.add.reduceat(weights * ~positive, starts)
     pairs = up.sum() * down.sum()
-    return float(up @ (down.cumsum() - down / 2) / pairs) if pairs else float("nan")
+    # No `@` over the examples: BLAS starts threads for it, which on busy cores costs more than all the rest.
+    return float((up * (down.cumsum() - down / 2)).sum() / pairs) if pairs else float("nan")
+
+
+def _sample(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray | None):
+    """Return the examples that stand in the sample at all, and how often each does, as floats."""
+    if weights is None:
+        return predictions, labels, np.ones(len(labels))
+    drawn = np.flatnonzero(weights)  # 63 % of the examples in a bootstrap sample
+    return predictions[drawn], labels[drawn], weights[drawn].astype(np.float64)
 
 
 def _precision_recall_f1(right, predicted, gold) -> dict[str, np.ndarray]:
     """Return the three scores per class; 0 where the denominator is 0, as scikit-learn has it."""
 
     def ratio(numerator, denominator):
-        return np.divide(numerator, denominator, out=np.zeros(len(right)), where=denominator > 0)
+        return np.divide(numerator, denominator, out=np.zeros(np.shape(right)), where=denominator > 0)
 
     return {
         "precision": ratio(right, predicted),
@@ -156,9 +172,16 @@ def _by_name(per_class: dict[str, np.ndarray], names: list[str]) -> dict[str, fl
 
 
 def _pearson(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
+    if _is_constant(x) or _is_constant(y):
+        return float("nan")
     x, y = x - np.average(x, weights=weights), y - np.average(y, weights=weights)
-    spread = np.sqrt((weights @ x**2) * (weights @ y**2))
-    return float(weights @ (x * y) / spread) if spread else float("nan")
+    covariance, *variances = np.average([x * y, x**2, y**2], weights=weights, axis=1)
+    return float(np.clip(covariance / np.sqrt(np.prod(variances)), -1, 1))
+
+
+def _is_constant(values: np.ndarray) -> bool:
+    # Not by their variance: the mean of equal floats is off by rounding, and the variance then not quite 0.
+    return bool((values == values[0]).all())
 
 
 def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass, field
 
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ptft_recipes import demo
@@ -46,7 +47,7 @@ def _from_pretrained(auto_class, model_args: ModelArguments, **kwargs):
     """Call `auto_class.from_pretrained`; what the user can mend becomes an InputError."""
     try:
         return auto_class.from_pretrained(**_source(model_args), **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
         reason = " ".join(str(error).split())

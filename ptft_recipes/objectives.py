@@ -24,53 +24,67 @@ def classification_loss(
     """Cross entropy, binary cross entropy per label, or squared error, by problem type; computed in float32.
 
     Args:
-        outputs: With `logits` `[batch, labels]`.
-        labels: `[batch]` class numbers, `[batch, labels]` of 0 and 1, or `[batch]` floats.
-        num_items_in_batch: Number of label values in the whole optimizer step, over all accumulated batches and all
-            processes, as Trainer counts them; the number in `labels` when None.
+        outputs: With `logits` `[batch, labels]`, or `[batch, length, labels]` for a label per token.
+        labels: `[batch]` or `[batch, length]` class numbers, -100 for one to leave out; `[batch, labels]` of 0 and 1;
+            or `[batch]` floats.
+        num_items_in_batch: Number of label values other than -100 in the whole optimizer step, over all accumulated
+            batches and all processes, as Trainer counts them; the number in `labels` when None.
         problem_type: As in `PreTrainedConfig.problem_type`.
         class_weights: `[labels]`, by which an example of that class counts (single label), or by which a present label
-            counts (multi-label).
-        label_smoothing: Share of the target that is spread over all labels (Szegedy et al., 2016).
+            counts (multi-label). Torch's mean divides by the sum of the weights in the batch; here the divisor stays
+            the number of items, because the weights of the other batches are not known.
+        label_smoothing: Share of the target that is spread evenly over all labels (single label; Szegedy et al.,
+            2016), or over presence and absence (multi-label).
 
     Returns:
         A scalar.
+
+    Raises:
+        InputError: Weights or smoothing for a regression, which has no labels that they could mean.
     """
     logits = outputs.logits.float()
-    weights = None if class_weights is None else class_weights.to(logits.device)
+    weights = None if class_weights is None else class_weights.to(logits)
     if problem_type == REGRESSION:
+        if label_smoothing or weights is not None:
+            raise InputError("--class_weights, --label_smoothing_factor: regression has no classes to weigh or smooth")
         total = F.mse_loss(logits.reshape(labels.shape), labels.float(), reduction="sum")
     elif problem_type == MULTI:
         targets = labels.float() * (1 - label_smoothing) + 0.5 * label_smoothing
         total = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="sum")
     else:
-        total = F.cross_entropy(logits, labels, weight=weights, reduction="sum", label_smoothing=label_smoothing)
-    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+        flat = logits.flatten(0, -2), labels.flatten()
+        total = F.cross_entropy(*flat, weight=weights, reduction="sum", label_smoothing=label_smoothing)
+    return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
-def balanced_class_weights(labels, problem_type: str = SINGLE) -> torch.Tensor:
+def balanced_class_weights(labels, *, problem_type: str = SINGLE, label_names: list[str]) -> torch.Tensor:
     """Return weights that make rare labels count as much as frequent ones.
 
-    For a single label: rows / (labels * rows of that label), whose mean over the training rows is 1, so that the
-    learning rate keeps its meaning; scikit-learn's "balanced". For several labels: absent / present, per label.
+    For a single label: rows / (labels that occur * rows of that label), whose mean over the training rows is 1, so
+    that the learning rate keeps its meaning; scikit-learn's "balanced". For several labels: absent / present, per
+    label.
 
     Args:
         labels: `[rows]` class numbers, or `[rows, labels]` of 0 and 1.
         problem_type: As in `PreTrainedConfig.problem_type`.
+        label_names: `[labels]`; also the last of them may be in no row.
 
     Returns:
-        `[labels]` float32.
+        `[labels]` float32; 1 for a label that is in no row or, of several labels, in every row: there is nothing to
+        balance it by, and 0 would hide it from the loss.
 
     Raises:
         InputError: Regression has no classes to weigh.
     """
     if problem_type == REGRESSION:
         raise InputError("--class_weights: a regression has no classes to weigh")
-    rows, labels = len(labels), np.asarray(labels)
+    labels = np.asarray(labels[:])  # a column of `datasets` is read at once, not row by row
     if problem_type == MULTI:
-        count = labels.sum(axis=0)
-        weights = np.where(count > 0, (rows - count) / np.maximum(count, 1), 1.0)
+        present = labels.sum(axis=0)
+        numerator, denominator = len(labels) - present, present
     else:
-        count = np.bincount(labels)
-        weights = np.where(count > 0, rows / (np.count_nonzero(count) * np.maximum(count, 1)), 0.0)
+        present = np.bincount(labels, minlength=len(label_names))
+        numerator, denominator = len(labels), present * np.count_nonzero(present)
+    known = (present > 0) & (numerator > 0)
+    weights = np.divide(numerator, denominator, out=np.ones(len(label_names)), where=known)
     return torch.tensor(weights, dtype=torch.float32)

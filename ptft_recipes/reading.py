@@ -1,8 +1,10 @@
 """Read rows from local files without guessing: text stays text, and every fault is named by file and line."""
 
+import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -48,7 +50,8 @@ def check_columns(where: str | Path, found: Iterable[str], required: Sequence[st
     missing = [column for column in required if column not in found]
     if missing:
         raise InputError(
-            f"{where}: no column {', '.join(map(repr, missing))}; its columns are {', '.join(map(repr, found))}. "
+            f"{where}: no column {', '.join(map(repr, missing))}; its columns are "
+            f"{', '.join(f'{column!r:.60}' for column in found)}. "
             "Name the right ones with the --..._column options"
         )
 
@@ -62,13 +65,18 @@ def _select(path: Path, rows, required: Sequence[str], optional: Sequence[str]) 
 def _decode(path: Path) -> str:
     data = path.read_bytes()
     try:
-        return data.decode("utf-8-sig")
+        # Not "utf-8-sig": behind a byte order mark its errors count from the wrong place.
+        text, place = data.removeprefix(codecs.BOM_UTF8).decode(), data.find(b"\0")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; re-encode the file, e.g. "
-            f"iconv -f WINDOWS-1252 -t UTF-8 {path.name}"
-        ) from None
+        place = len(data) - len(error.object) + error.start
+    if place < 0:
+        return text
+    encoding = "UTF-16" if b"\0" in data else "WINDOWS-1252"
+    line = data.count(b"\n", 0, place) + 1
+    raise InputError(
+        f"{path}:{line}: byte 0x{data[place]:02x} is not UTF-8 text; re-encode the file, "
+        f"e.g. iconv -f {encoding} -t UTF-8 {path.name}"
+    )
 
 
 def _csv(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
@@ -76,12 +84,12 @@ def _csv(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
     if not text.strip():
         raise InputError(f"{path}: the file is empty")
     csv.field_size_limit(2**31 - 1)  # the default refuses documents of more than 128 kB
-    header_line = text.lstrip("\r\n").splitlines()[0]
+    header_line = re.split("[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
     headers = {d: next(csv.reader([header_line], delimiter=d)) for d in DELIMITERS}
     preferred = "\t" if path.suffix.lower() == ".tsv" else ","
     fitting = [d for d in DELIMITERS if set(required) <= set(headers[d])]
-    # With one column every delimiter may fit: the one that splits the header most is the one in use.
-    delimiter = max(fitting, key=lambda d: (len(headers[d]), d == preferred), default=preferred)
+    # Where several fit (one column), or none, the one that splits the header most is the one in use.
+    delimiter = max(fitting or DELIMITERS, key=lambda d: (len(headers[d]), d == preferred))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header, line = None, 1
     try:
@@ -91,9 +99,9 @@ def _csv(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
                 continue
             if header is None:
                 header = cells
-                if len(set(header)) < len(header):
-                    raise InputError(f"{path}:{start}: a column name stands twice in the header {header}")
                 check_columns(path, header, required)
+                if twice := [name for name in header if header.count(name) > 1]:
+                    raise InputError(f"{path}:{start}: the column name {twice[0]!r} stands twice in the header")
                 continue
             if len(cells) != len(header):
                 raise InputError(
@@ -126,7 +134,8 @@ def _json(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
     try:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # JSON lines under the name .json, as many exports have it
+        # JSON lines under the name .json, as many exports have it
+        if error.msg == "Extra data" and text.lstrip().startswith("{"):
             yield from _json_lines(path, required)
             return
         raise InputError(f"{path}:{error.lineno}: broken JSON: {error.msg} at column {error.colno}") from None

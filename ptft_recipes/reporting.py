@@ -8,32 +8,40 @@ import yaml
 
 
 def write_yaml(path: Path, config: dict[str, Any]) -> None:
-    """Write a flat configuration, in its own order."""
-    path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    """Write a flat configuration, in its own order, a line per value."""
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=float("inf"))
+    path.write_text(text, encoding="utf-8")
 
 
 def plot_confusion_matrix(counts: np.ndarray, label_names: list[str], path: Path) -> None:
-    """Draw counts and shares of each gold label's row.
+    """Draw the shares of each gold label's row; up to 20 labels with numbers, beyond that as colors only.
 
     Args:
         counts: `[labels, labels]`, gold by predicted.
-        label_names: `[labels]`.
+        label_names: `[labels]`; long ones are cut, and of more than 60 only some are written.
         path: Of the PNG.
     """
     size = len(label_names)
-    figure, axes = _figure(width=max(4.5, 0.55 * size + 2.5), height=max(3.8, 0.5 * size + 2))
+    with_numbers = size <= 20
+    # A bitmap has at most 65,535 pixels a side; 16 inches are 2,080.
+    side = min(max(2.4, (0.6 if with_numbers else 0.3) * size), 16)
+    figure, axes = _figure(width=side + (2 if with_numbers else 3), height=side + 1.4)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(size), label_names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(size), label_names)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("gold")
-    if size <= 20:
+    ticks = range(0, size, -(-size // 60))
+    names = [label_names[i] if len(label_names[i]) <= 24 else label_names[i][:23] + "…" for i in ticks]
+    # A name may hold dollar signs, between which matplotlib would look for a formula.
+    axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
+    axes.set_yticks(ticks, names, parse_math=False)
+    axes.set(xlabel="predicted", ylabel="gold")
+    if with_numbers:
+        axes.set_title("rows, and share of the gold label", fontsize=9)
         for row, column in np.ndindex(counts.shape):
             text = f"{counts[row, column]:.0f}\n{shares[row, column]:.0%}"
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
-    figure.colorbar(image, label="share of the gold label")
+    else:
+        figure.colorbar(image, label="share of the gold label", shrink=0.6)
     _save(figure, path)
 
 
@@ -44,23 +52,38 @@ def plot_learning_curves(log_history: list[dict[str, float]], path: Path) -> Non
         log_history: Trainer's `state.log_history`.
         path: Of the PNG.
     """
-    train = [(entry["epoch"], entry["loss"]) for entry in log_history if "loss" in entry]
-    validation = [entry for entry in log_history if "eval_loss" in entry]
+    train = [entry for entry in log_history if "loss" in entry]
+    validation = [entry for entry in log_history if any(name.startswith("eval_") for name in entry)]
+    names = dict.fromkeys(name for entry in validation for name in entry if _is_score(name))
     figure, (left, right) = _figure(width=9, height=3.6, columns=2)
     if train:
-        left.plot(*zip(*train, strict=True), label="train", color="tab:blue")
-    epochs = [entry["epoch"] for entry in validation]
-    left.plot(epochs, [entry["eval_loss"] for entry in validation], "o-", label="validation", color="tab:orange")
-    names = [n for n in (validation[-1] if validation else {}) if n.startswith("eval_") and "/" not in n]
+        # A line through one point is invisible.
+        _draw(left, train, "loss", "train", "." if len(train) == 1 else "", color="tab:blue")
+    if any("eval_loss" in entry for entry in validation):
+        _draw(left, validation, "eval_loss", "validation", "o", color="tab:orange")
     for name in names:
-        if name != "eval_loss" and not name.endswith(("_runtime", "_per_second", "_time")):
-            right.plot(epochs, [entry[name] for entry in validation], "o-", label=name.removeprefix("eval_"))
+        _draw(right, validation, name, name.removeprefix("eval_"), "o")
+    if any(abs(entry.get(name, 0)) > 1 for entry in validation for name in names):
+        right.set_yscale("symlog", linthresh=1)  # squared errors would press correlations into one line
     for axes, title in ((left, "loss"), (right, "validation scores")):
         axes.set(xlabel="epoch", title=title)
         axes.grid(alpha=0.3)
         if axes.lines:
-            axes.legend()
+            axes.set_xlim(left=0)
+            axes.legend(fontsize=9)
+        else:
+            axes.text(0.5, 0.5, "nothing was logged", ha="center", va="center", transform=axes.transAxes)
     _save(figure, path)
+
+
+def _is_score(name: str) -> bool:
+    excluded = ("_loss", "_runtime", "_per_second", "_time")
+    return name.startswith("eval_") and "/" not in name and not name.endswith(excluded)
+
+
+def _draw(axes, entries: list[dict[str, float]], name: str, label: str, marker: str, color: str | None = None) -> None:
+    epochs, values = [entry["epoch"] for entry in entries], [entry.get(name, np.nan) for entry in entries]
+    axes.plot(epochs, values, "-", marker=marker, markersize=5, label=label, color=color)
 
 
 def _figure(width: float, height: float, columns: int = 1):

@@ -24,10 +24,13 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, *texts: list[str], max_length: 
         that the vocabulary does not have).
 
     Raises:
-        InputError: `max_length` is more than the model's positions.
+        InputError: `max_length` is more than the model's positions, or leaves no room for text.
     """
     if max_length > tokenizer.model_max_length:
         raise InputError(f"--max_length {max_length}: this model reads at most {tokenizer.model_max_length} tokens")
+    special = tokenizer.num_special_tokens_to_add(pair=len(texts) > 1)
+    if max_length <= special:  # the tokenizer would silently not truncate at all
+        raise InputError(f"--max_length {max_length}: {special} special tokens leave no room for text")
     batch = tokenizer(*texts, truncation=True, max_length=max_length)
     batch["length"] = [len(ids) for ids in batch["input_ids"]]
     if tokenizer.is_fast:

@@ -6,6 +6,7 @@ import os
 import sys
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from transformers import ProgressCallback, Trainer, TrainingArguments
@@ -15,7 +16,6 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import set_seed
 
 from ptft_recipes.checkpoints import check_output_dir, find_checkpoint, saved_checkpoints
-from ptft_recipes.cli import resolved_config
 from ptft_recipes.errors import InputError, nearest
 from ptft_recipes.modeling import ModelArguments, base_model_name
 from ptft_recipes.provenance import describe_environment
@@ -24,25 +24,26 @@ logger = logging.getLogger(__name__)
 
 
 def start_run(
-    recipe: str, training_args: TrainingArguments, model_args: ModelArguments, *other_args
+    recipe: str, config: dict[str, Any], model_args: ModelArguments, training_args: TrainingArguments
 ) -> dict[str, Any]:
     """Check what can be checked before any compute is spent, seed every generator, and describe the run.
 
     Args:
         recipe: `__file__` of the recipe.
-        training_args: As parsed.
+        config: The configuration, as `parse_args` returned it.
         model_args: For the name of the base model.
-        other_args: The recipe's other argument objects, for the record.
+        training_args: As parsed.
 
     Returns:
         What a reader needs to trust or repeat the run; it ends up in `results.json` under `run`.
 
     Raises:
-        InputError: The output folder is in use, fewer processes run than were asked for, a tracker is not installed,
-            or a token stands on the command line.
+        InputError: The processes do not train together, the output folder is in use, a tracker is not installed, or a
+            token stands on the command line.
     """
     _configure_logging(training_args)
-    check_processes()
+    if training_args.world_size != (wanted := int(os.environ.get("WORLD_SIZE", 1))):
+        raise InputError(f"{wanted} processes were started and {training_args.world_size} would train together")
     check_output_dir(training_args)
     if training_args.hub_token:
         raise InputError("--hub_token would be saved with the run; use `hf auth login` or the variable HF_TOKEN")
@@ -52,7 +53,6 @@ def start_run(
         except (RuntimeError, ImportError) as error:
             raise InputError(f"--report_to: {error}") from error
     set_seed(training_args.seed)
-    config = resolved_config(training_args, model_args, *other_args)
     return describe_environment(recipe, training_args) | {"base_model": base_model_name(model_args), "config": config}
 
 
@@ -79,29 +79,6 @@ def _configure_logging(training_args: TrainingArguments) -> None:
         datasets.disable_progress_bars()
         transformers_logging.disable_progress_bar()
         training_args.disable_tqdm = True
-
-
-def check_processes() -> None:
-    """Raise an InputError if `accelerate launch` was asked for processes or devices that it did not start.
-
-    `distributed_type: MULTI_CPU` and `--cpu --num_processes 2` run one process and say nothing: the launcher then
-    names a master address and no world size.
-    """
-    environment = os.environ
-    launched = "ACCELERATE_MIXED_PRECISION" in environment
-    by_launcher = {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"} & environment.keys()
-    if launched and "MASTER_ADDR" in environment and not by_launcher:
-        raise InputError(
-            "accelerate was asked for several processes and started one; on CPUs use `accelerate launch --config_file "
-            "accelerate_configs/multi_cpu.yaml` (distributed_type: MULTI_GPU with use_cpu: true)"
-        )
-    world_size = int(environment.get("WORLD_SIZE", 1))
-    on_gpus = launched and world_size > 1 and environment.get("ACCELERATE_USE_CPU", "False").lower() != "true"
-    if on_gpus and not torch.accelerator.is_available():
-        raise InputError(
-            f"{world_size} processes were started for GPUs and this machine has none; use `accelerate launch "
-            "--config_file accelerate_configs/multi_cpu.yaml`"
-        )
 
 
 class LogCallback(ProgressCallback):
@@ -162,6 +139,9 @@ class RecipeTrainer(Trainer):
     - Trainer takes any model whose `forward` has `**kwargs` for one that divides its loss by `num_items_in_batch`;
       most encoders do not, and their loss grows with accumulation and with processes. Here the loss is
       `compute_loss_func`, a sum over the whole optimizer step divided once; without one, the mean over micro-batches.
+    - With batches grouped by length, Trainer also predicts in that shuffled order; here rows pass through the model
+      longest first, and `predict` returns them in the order of the data set.
+    - Evaluating before training no longer keeps the processes from averaging their gradients.
     - Trainer's `eval_loss` is a mean of batch means; here it is the mean over all items, none counted twice.
     - Trainer shows a nan loss as the running mean and finishes; here training stops before the weights are touched.
     - `--push_to_hub` acts once, at the end, by `ptft_recipes.hub.publish`, instead of uploading `output_dir` as it is.
@@ -177,6 +157,21 @@ class RecipeTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(LogCallback)
         self._eval_loss, self._eval_items = 0.0, 0
+        if self.eval_dataset is not None and "length" in self.eval_dataset.column_names:
+            self.eval_dataset = self.eval_dataset.sort("length", reverse=True)
+
+    def _get_eval_sampler(self, eval_dataset):
+        return None  # the data set's own order
+
+    def predict(self, test_dataset, *args, **kwargs):
+        """Predict, longest rows first, and return predictions and labels in the order of the data set."""
+        if "length" not in test_dataset.column_names:
+            return super().predict(test_dataset, *args, **kwargs)
+        order = np.argsort(test_dataset["length"], kind="stable")[::-1]
+        output = super().predict(test_dataset.select(order), *args, **kwargs)
+        place = np.argsort(order)
+        labels = None if output.label_ids is None else output.label_ids[place]
+        return output._replace(predictions=output.predictions[place], label_ids=labels)
 
     def init_hf_repo(self, token=None):
         """Do nothing: `publish` creates the repository when there is something to put into it."""
@@ -195,11 +190,15 @@ class RecipeTrainer(Trainer):
             rows = min(len(self.eval_dataset), self.args.eval_batch_size * self.args.world_size)
             loader = self.get_eval_dataloader(self.eval_dataset.select(range(rows)))
             metrics = self.evaluation_loop(loader, "Check", metric_key_prefix="eval").metrics
+            self.callback_handler.on_predict(self.args, self.state, self.control, metrics)  # closes the bar
             names = [name.removeprefix("eval_") for name in metrics]
             if best.removeprefix("eval_") not in names:
                 known = ", ".join(name for name in names if "/" not in name)
                 raise InputError(f"--metric_for_best_model {best}: no such metric{nearest(best, names)} ({known})")
-            self.callback_handler.on_predict(self.args, self.state, self.control, metrics)
+        # Evaluation marks the bare model as prepared, and accelerate would then train it without
+        # DistributedDataParallel: every process on its own, and nothing says so.
+        self.model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        vars(self.model).pop("_is_accelerate_prepared", None)
         return super().train(*args, **{"resume_from_checkpoint": find_checkpoint(self.args)} | kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

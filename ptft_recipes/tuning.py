@@ -16,6 +16,11 @@ from ptft_recipes.errors import InputError, nearest
 
 logger = logging.getLogger(__name__)
 
+PROMPT_FIELDS = {
+    "token_dim": "hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_layers": "num_hidden_layers",
+}
 PLAIN_METHODS = ("full", "linear_probe", "bitfit")
 
 
@@ -39,7 +44,6 @@ def apply_tuning(
     tuning_args: TuningArguments,
     task_type: str | None,
     new_modules: list[str],
-    base_model_name: str | None = None,
 ) -> PreTrainedModel | PeftModel:
     """Freeze, or wrap, the model so that only the weights of the chosen method move.
 
@@ -52,7 +56,6 @@ def apply_tuning(
             et al., 2022); any PEFT method by PEFT's own name; a folder goes on with the adapter that it holds.
         task_type: PEFT's name of the task, e.g. `SEQ_CLS`; None where it has none.
         new_modules: As `load_model` returned them.
-        base_model_name: What the adapter's files shall name as their base: never a path of this machine.
 
     Raises:
         InputError: An unknown method, or a field that the method's config does not have or not with this type.
@@ -70,8 +73,11 @@ def apply_tuning(
         model = _load_adapter(model, method)
     else:
         config = _peft_config(method, tuning_args.tuning_kwargs, model, task_type, new_modules)
-        model = get_peft_model(model, config)
-        model.peft_config["default"].base_model_name_or_path = base_model_name
+        try:
+            model = get_peft_model(model, config)
+        except (ValueError, TypeError, AttributeError) as error:  # PEFT's checks of the config against the model
+            where = f"--tuning {method} on a {model.config.model_type} model"
+            raise InputError(f"{where}: {error}; set it with --tuning_kwargs name=value") from error
     trainable, total = count_parameters(model)
     if trainable == 0:
         raise InputError(f"--tuning {method} leaves no weight to train in this model")
@@ -123,9 +129,17 @@ def _peft_config(method, tuning_kwargs, model, task_type, new_modules) -> PeftCo
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[methods[method.lower()]]
     values = _parse_kwargs(method, config_class, tuning_kwargs)
     fields = {f.name for f in dataclasses.fields(config_class)}
-    known_to_peft = model.config.model_type in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    if "target_modules" in fields and not known_to_peft:
+    if method.lower() == "ln_tuning":
+        norms = [name for name, module in model.named_modules() if type(module).__name__.endswith("Norm")]
+        values.setdefault("target_modules", [name for name in norms if name.startswith(f"{model.base_model_prefix}.")])
+    elif (
+        "target_modules" in fields
+        and model.config.model_type not in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    ):
         values.setdefault("target_modules", "all-linear")
+    for name, attribute in PROMPT_FIELDS.items():
+        if name in fields:  # PEFT looks for GPT's names of these and does not find DistilBERT's
+            values.setdefault(name, getattr(model.config, attribute))
     if "modules_to_save" in fields:
         # PEFT adds these two itself for sequence classification; a module inside one must not be wrapped twice.
         automatic = ("classifier", "score") if task_type == "SEQ_CLS" else ()

@@ -23,7 +23,6 @@ from ptft_recipes.cli import parse_args, run_command
 from ptft_recipes.data import DatasetArguments, load_splits
 from ptft_recipes.evaluation import score_test_split
 from ptft_recipes.hub import publish
-from ptft_recipes.labels import PROBLEM_TYPES, REGRESSION
 from ptft_recipes.metrics import classification_metrics
 from ptft_recipes.modeling import ModelArguments, load_model, load_tokenizer
 from ptft_recipes.objectives import balanced_class_weights, classification_loss
@@ -41,7 +40,6 @@ DEFAULTS = {
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 64,
     "warmup_steps": 0.1,
-    "weight_decay": 0.01,
     "train_sampling_strategy": "group_by_length",
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
@@ -60,49 +58,49 @@ class DataArguments(DatasetArguments):
     text_pair_column: str | None = field(default=None, metadata={"help": "the second text of a pair"})
     label_column: str = field(default="label", metadata={"help": "what to predict"})
     label_separator: str | None = field(default=None, metadata={"help": "between the labels of one multi-label cell"})
-    problem_type: str | None = field(default=None, metadata={"help": f"inferred, or {', '.join(PROBLEM_TYPES)}"})
+    problem_type: str | None = field(default=None, metadata={"help": "as in the model's config; else inferred"})
     max_length: int = field(default=128, metadata={"help": "tokens per example; what is longer is cut, and counted"})
     class_weights: bool = field(default=False, metadata={"help": "let rare labels count as much as frequent ones"})
     early_stopping_patience: int | None = field(default=None, metadata={"help": "evaluations without a new best"})
 
 
-def preprocess(examples, tokenizer, args):
+def preprocess(examples, tokenizer, text_columns, max_length):
     """One example, one sequence: [CLS] text [SEP], or [CLS] text [SEP] pair [SEP]."""
-    texts = [examples[column] for column in (args.text_column, args.text_pair_column) if column]
-    return tokenize(tokenizer, *texts, max_length=args.max_length)
+    return tokenize(tokenizer, *(examples[column] for column in text_columns), max_length=max_length)
 
 
 def main(argv=None):
     # 1. Arguments: the defaults above, then --config, then flags.
-    model_args, data_args, tuning_args, training_args = parse_args(
+    model_args, data_args, tuning_args, training_args, config = parse_args(
         (ModelArguments, DataArguments, TuningArguments, TrainingArguments), DEFAULTS, argv, __doc__
     )
-    run = start_run(__file__, training_args, model_args, data_args, tuning_args)
+    run = start_run(__file__, config, model_args, training_args)
 
     # 2. Data: train to fit, validation to choose, test to report.
     text_columns = [column for column in (data_args.text_column, data_args.text_pair_column) if column]
     raw, run["data"] = load_splits(
         data_args, text_columns, data_args.label_column, data_args.problem_type, data_args.label_separator
     )
-    label_names, problem_type = run["data"]["label_names"], run["data"]["problem_type"]
-    if problem_type == REGRESSION and training_args.metric_for_best_model == DEFAULTS["metric_for_best_model"]:
+    task = {name: run["data"][name] for name in ("problem_type", "label_names")}
+    if task["problem_type"] == "regression" and training_args.metric_for_best_model == "macro_f1":
         training_args.metric_for_best_model = "pearson"
     tokenizer = load_tokenizer(model_args)
     with training_args.main_process_first(desc="tokenization"):
-        dataset = raw.map(preprocess, batched=True, fn_kwargs={"tokenizer": tokenizer, "args": data_args})
+        kwargs = {"tokenizer": tokenizer, "text_columns": text_columns, "max_length": data_args.max_length}
+        dataset = raw.map(preprocess, batched=True, fn_kwargs=kwargs)
     run["data"]["tokens"] = count_tokens(dataset)
 
     # 3. Model: pre-trained body, new head, and which weights may move.
-    model, new_modules = load_model(
-        AutoModelForSequenceClassification, model_args, tokenizer, label_names=label_names, problem_type=problem_type
-    )
-    model = apply_tuning(model, tuning_args, "SEQ_CLS", new_modules, run["base_model"])
+    model, new_modules = load_model(AutoModelForSequenceClassification, model_args, tokenizer, **task)
+    model = apply_tuning(model, tuning_args, "SEQ_CLS", new_modules)
 
     # 4. Train.
-    metrics = partial(classification_metrics, problem_type=problem_type, label_names=label_names)
-    weights = balanced_class_weights(dataset["train"]["labels"], problem_type) if data_args.class_weights else None
+    metrics = partial(classification_metrics, **task)
+    weights = balanced_class_weights(dataset["train"]["labels"], **task) if data_args.class_weights else None
     smoothing = training_args.label_smoothing_factor
-    loss = partial(classification_loss, problem_type=problem_type, class_weights=weights, label_smoothing=smoothing)
+    loss = partial(
+        classification_loss, class_weights=weights, label_smoothing=smoothing, problem_type=task["problem_type"]
+    )
     patience = data_args.early_stopping_patience
     trainer = RecipeTrainer(
         model=model,
@@ -118,7 +116,7 @@ def main(argv=None):
     trainer.save_model()
 
     # 5. Evaluate: results.json, predictions and plots in output_dir.
-    results = score_test_split(trainer, dataset["test"], metrics, problem_type, label_names, run)
+    results = score_test_split(trainer, dataset["test"], metrics, run=run, **task)
 
     # 6. Publish: the model card, and with --push_to_hub the checkpoint.
     publish(trainer, results, task="text-classification")

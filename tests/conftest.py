@@ -1,8 +1,11 @@
 """Tiny tokenizers, checkpoints and data sets, built offline from seeds once per session."""
 
 import csv
+import importlib.util
 import os
 import random
+import sys
+from pathlib import Path
 
 # Before the Hugging Face libraries read them: no test may reach the network by accident.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -20,6 +23,7 @@ from transformers import (
     RobertaConfig,
 )
 
+ROOT = Path(__file__).parents[1]
 TOPICS = {
     "sports": ["match", "goal", "team", "coach", "season", "player"],
     "science": ["cell", "theory", "atom", "study", "lab", "gene"],
@@ -122,3 +126,42 @@ def topics(tmp_path_factory):
         split: write_csv(folder / f"{split}.csv", topic_rows(size, seed))
         for seed, (split, size) in enumerate(sizes.items())
     }
+
+
+def load_recipe(name: str, folder: Path = ROOT / "recipes"):
+    """Import a recipe from its file, as `python recipes/<name>.py` would find it."""
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def finetune_cls():
+    """The recipe as a module."""
+    return load_recipe("finetune_cls")
+
+
+@pytest.fixture
+def run_cls(finetune_cls, checkpoint, topics, tmp_path):
+    """Run finetune_cls in process on the tiny model and the topic files; flags given later win."""
+
+    def run(*flags, output_dir=tmp_path / "run", data=True, **options):
+        argv = [
+            "--model_name_or_path",
+            checkpoint,
+            "--output_dir",
+            str(output_dir),
+            "--learning_rate",
+            "5e-3",
+            "--per_device_train_batch_size",
+            "8",
+        ]
+        argv += ["--max_length", "32", "--bf16", "false", "--use_cpu", "true", "--disable_tqdm", "true"]
+        if data:
+            argv += [token for split, path in topics.items() for token in (f"--{split}_file", path)]
+        argv += [token for name, value in options.items() for token in (f"--{name}", str(value))]
+        return finetune_cls.main([*argv, *flags])
+
+    return run

@@ -1,0 +1,72 @@
+"""A recipe is a page: the same sections in the same order, the same local names, few imports, few options."""
+
+import ast
+import dataclasses
+import re
+
+import pytest
+from conftest import ROOT, load_recipe
+
+from ptft_recipes.modeling import ModelArguments
+from ptft_recipes.tuning import TuningArguments
+
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+SECTIONS = ["1. Arguments", "2. Data", "3. Model", "4. Train", "5. Evaluate", "6. Publish"]
+LOCAL_NAMES = ["run", "raw", "tokenizer", "dataset", "model", "trainer", "results"]
+MAX_LINES, MAX_IMPORTS, MAX_NESTING, MAX_OPTIONS = 125, 14, 3, 35
+
+
+def depth(node: ast.AST) -> int:
+    """Return how deep loops, conditions and with blocks are nested."""
+    blocks = (ast.For, ast.While, ast.If, ast.With, ast.Try)
+    return max((depth(child) + isinstance(child, blocks) for child in ast.iter_child_nodes(node)), default=0)
+
+
+def test_there_are_recipes_to_test():
+    assert len(RECIPES) >= 1
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+class TestAnatomy:
+    def test_it_is_a_page(self, path):
+        text = path.read_text()
+        tree = ast.parse(text)
+        assert len(text.split("# ///\n", 1)[1].splitlines()) <= MAX_LINES, "below the PEP 723 header"
+        imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert len(imports) <= MAX_IMPORTS
+        assert depth(tree) <= MAX_NESTING
+
+    def test_the_order_is_the_same_everywhere(self, path):
+        text = path.read_text()
+        assert text.startswith('# /// script\n# requires-python = ">=3.11"\n# dependencies = ["ptft-recipes')
+        tree = ast.parse(text)
+        defined = [getattr(node, "name", None) or node.targets[0].id for node in tree.body
+                   if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Assign)]  # fmt: skip
+        assert defined == ["DEFAULTS", "DataArguments", "preprocess", "main"]
+        assert re.findall(r"^    # (\d\. \w+)[.:]", text, re.M) == SECTIONS
+        assert f"accelerate launch recipes/{path.name}" in ast.get_docstring(tree)
+
+    def test_the_local_names_are_the_same_everywhere(self, path):
+        main = next(node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") == "main")
+        assigned = [
+            node.id for node in ast.walk(main) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        ]
+        assert set(LOCAL_NAMES) <= set(assigned)
+
+    def test_its_options_are_few(self, path):
+        recipe = load_recipe(path.stem)
+        fields = [
+            field.name
+            for owner in (ModelArguments, recipe.DataArguments, TuningArguments)
+            for field in dataclasses.fields(owner)
+        ]
+        own = set(recipe.DataArguments.__annotations__)
+        assert len(fields) == len(set(fields)) <= MAX_OPTIONS, "a new option is a decision"
+        assert len(own) <= 10
+        assert all(field.metadata.get("help") for field in dataclasses.fields(recipe.DataArguments))
+
+    def test_its_defaults_depart_from_those_of_transformers(self, path):
+        recipe = load_recipe(path.stem)
+        plain = {field.name: field.default for field in dataclasses.fields(recipe.TrainingArguments)}
+        assert recipe.DEFAULTS
+        assert [name for name, value in recipe.DEFAULTS.items() if plain.get(name, object()) == value] == []

@@ -1,0 +1,75 @@
+"""Every YAML parses with its recipe; every Accelerate config is one that accelerate reads."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from conftest import ROOT, load_recipe
+
+from ptft_recipes.cli import parse_args
+from ptft_recipes.modeling import ModelArguments
+from ptft_recipes.tuning import TuningArguments
+
+CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
+ACCELERATE_CONFIGS = sorted((ROOT / "accelerate_configs").rglob("*.yaml"))
+
+
+def test_there_are_configs_to_test():
+    assert len(CONFIGS) >= 4
+    assert [path.stem for path in ACCELERATE_CONFIGS] == ["cpu", "multi_cpu", "multi_gpu", "single_gpu"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_config_parses_with_its_recipe(path):
+    recipe = load_recipe(path.parent.name)
+    types = (ModelArguments, recipe.DataArguments, TuningArguments, recipe.TrainingArguments)
+    *arguments, config = parse_args(types, recipe.DEFAULTS, ["--config", str(path)])
+    assert config["output_dir"] == f"runs/{path.stem}"
+    assert arguments[3].learning_rate == float(yaml.safe_load(path.read_text())["learning_rate"])
+    header = path.read_text().split("\nmodel_name", 1)[0]
+    assert f"accelerate launch recipes/{path.parent.name}.py --config {path.relative_to(ROOT)}" in header
+
+
+@pytest.mark.parametrize("path", ACCELERATE_CONFIGS, ids=lambda path: path.stem)
+def test_an_accelerate_config_is_read_by_accelerate(path):
+    config = load_config_from_file(str(path))
+    assert (config.num_processes > 1) == path.stem.startswith("multi")
+    assert config.use_cpu == path.stem.endswith("cpu")
+    assert re.search(rf"^#   accelerate launch --config_file accelerate_configs/{path.name} ", path.read_text(), re.M)
+
+
+def launch(config, tmp_path, checkpoint, topics, *flags):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command += ["--main_process_port", "0", *flags, str(ROOT / "recipes" / "finetune_cls.py")]
+    command += ["--model_name_or_path", checkpoint, "--output_dir", str(tmp_path / "run"), "--max_length", "32"]
+    command += ["--max_steps", "8", "--per_device_train_batch_size", "4", "--bf16", "false"]
+    for split, path in topics.items():
+        command += [f"--{split}_file", path]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
+
+
+def test_multi_cpu_trains_with_two_processes_and_scores_every_row_once(tmp_path, checkpoint, topics, run_cls):
+    done = launch(ROOT / "accelerate_configs" / "multi_cpu.yaml", tmp_path, checkpoint, topics)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = yaml.safe_load((tmp_path / "run" / "results.json").read_text())
+    assert two["run"]["processes"] == 2
+    assert two["metrics"]["accuracy"]["n"] == 64
+    assert done.stdout.count("labels: markets") == 1, "one process speaks"
+    one = run_cls(max_steps=8, learning_rate=1e-4, per_device_train_batch_size=8, output_dir=tmp_path / "one")
+    assert one["run"]["steps"] == two["run"]["steps"]
+    assert len((tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()) == 64
+
+
+def test_asking_for_processes_that_do_not_start_is_refused(tmp_path, checkpoint, topics):
+    config = tmp_path / "wrong.yaml"
+    text = (ROOT / "accelerate_configs" / "multi_cpu.yaml").read_text()
+    config.write_text(text.replace("distributed_type: MULTI_GPU", "distributed_type: MULTI_CPU"))
+    done = launch(config, tmp_path, checkpoint, topics)
+    assert done.returncode != 0
+    assert "asked for several processes and started one" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,273 @@
+"""The recipe end to end, in process, on tiny models: what a run leaves behind, for each kind of task and tuning."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT, TOPICS, topic_rows, write_csv
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from ptft_recipes.errors import InputError
+
+
+def read_predictions(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "predictions" / "test.jsonl").read_text().splitlines()]
+
+
+def predict(model, tokenizer, texts) -> np.ndarray:
+    model.eval()
+    inputs = tokenizer(texts, padding=True, truncation=True, max_length=32, return_tensors="pt")
+    inputs.pop("token_type_ids", None) if "token_type_ids" not in model.forward.__code__.co_varnames else None
+    with torch.no_grad():
+        return model(**inputs).logits.softmax(-1).numpy()
+
+
+def test_a_run_learns_and_leaves_everything_that_the_readme_promises(run_cls, tmp_path, topics):
+    results = run_cls(num_train_epochs=6)
+    folder = tmp_path / "run"
+    assert results["metrics"]["accuracy"]["value"] > 0.95
+    low, high = results["metrics"]["macro_f1"]["ci95"]
+    assert low <= results["metrics"]["macro_f1"]["value"] <= high
+    assert json.loads((folder / "results.json").read_text()) == results
+    for name in ("README.md", "config.yaml", "plots/confusion_matrix.png", "plots/learning_curves.png"):
+        assert (folder / name).stat().st_size > 0, name
+    config = json.loads((folder / "config.json").read_text())
+    assert config["id2label"] == {"0": "markets", "1": "science", "2": "sports"}
+    assert config["problem_type"] == "single_label_classification"
+    lines = read_predictions(folder)
+    assert len(lines) == 64
+    assert lines[0]["id"] == "test.csv:2"
+    assert set(lines[0]["probabilities"]) == set(TOPICS)
+    run = results["run"]
+    assert run["data"]["rows"] == {"train": 256, "validation": 64, "test": 64}
+    assert run["validation"]["macro_f1"] > 0.95
+    assert run["seconds"]["train"] > 0
+    assert run["tokens_per_second"] > 0
+    assert run["trainable_parameters"] == run["total_parameters"] > 10_000
+    assert run["versions"]["torch"] == torch.__version__
+
+
+def test_the_saved_model_predicts_what_the_run_reported(run_cls, tmp_path, topics):
+    run_cls(num_train_epochs=1)
+    folder = tmp_path / "run"
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    lines = read_predictions(folder)
+    texts = [row["text"] for row in topic_rows(64, seed=2)]
+    probabilities = predict(model, AutoTokenizer.from_pretrained(folder), texts)
+    reported = np.array([list(line["probabilities"].values()) for line in lines])
+    np.testing.assert_allclose(probabilities, reported, atol=2e-6)
+
+
+@pytest.mark.parametrize("tuning", ["linear_probe", "bitfit", "lora"])
+def test_frozen_weights_do_not_move_and_a_reload_predicts_the_same(run_cls, tmp_path, tuning, checkpoint):
+    run_cls(tuning=tuning, num_train_epochs=1)
+    folder = tmp_path / "run"
+    base = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=3)
+    before = {name: weight.clone() for name, weight in base.named_parameters() if "embeddings.word" in name}
+    model = PeftModel.from_pretrained(base, folder) if tuning == "lora" else base.from_pretrained(folder)
+    for name, weight in before.items():
+        moved = dict(model.named_parameters())[f"base_model.model.{name}" if tuning == "lora" else name]
+        assert torch.equal(moved, weight)
+    probabilities = predict(model, AutoTokenizer.from_pretrained(folder), [r["text"] for r in topic_rows(64, seed=2)])
+    reported = np.array([list(line["probabilities"].values()) for line in read_predictions(folder)])
+    np.testing.assert_allclose(probabilities, reported, atol=2e-6)
+    run = json.loads((folder / "results.json").read_text())["run"]
+    assert run["trainable_parameters"] < run["total_parameters"] / 2
+
+
+def test_training_goes_on_from_a_saved_adapter(run_cls, tmp_path):
+    run_cls(tuning="lora", num_train_epochs=3)
+    results = run_cls(tuning=str(tmp_path / "run"), max_steps=1, learning_rate=1e-6, output_dir=tmp_path / "more")
+    first = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["metrics"]["accuracy"]["value"] == pytest.approx(first["metrics"]["accuracy"]["value"], abs=0.05)
+    adapter = json.loads((tmp_path / "more" / "adapter_config.json").read_text())
+    assert adapter["peft_type"] == "LORA"
+
+
+def test_from_scratch_ignores_the_pretrained_weights(run_cls, tmp_path, checkpoint):
+    run_cls("--from_scratch", max_steps=1, learning_rate=0)
+    scratch = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run").base_model.state_dict()
+    body = AutoModelForSequenceClassification.from_pretrained(checkpoint).base_model.state_dict()
+    name = "embeddings.word_embeddings.weight"
+    assert not torch.allclose(scratch[name], body[name])
+
+
+def test_multi_label(run_cls, tmp_path):
+    for seed, split in enumerate(("train", "validation", "test")):
+        rows = topic_rows(192 if split == "train" else 48, seed)
+        others = topic_rows(len(rows), seed + 10)
+        both = [
+            {"text": f"{a['text']} {b['text']}", "label": "|".join(sorted({a["label"], b["label"]}))}
+            for a, b in zip(rows, others, strict=True)
+        ]
+        write_csv(tmp_path / f"{split}.csv", both)
+    results = run_cls(
+        data=False, dataset_name=tmp_path, label_separator="|", problem_type="multi_label_classification",
+        num_train_epochs=24, save_strategy="best", learning_rate=3e-3,
+    )  # fmt: skip
+    assert results["metrics"]["micro_f1"]["value"] > 0.9
+    assert results["run"]["data"]["label_names"] == ["markets", "science", "sports"]
+    line = read_predictions(tmp_path / "run")[0]
+    assert set(line["gold"]) <= set(TOPICS)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+
+
+def test_regression_chooses_by_pearson_and_reports_numbers(run_cls, tmp_path):
+    for seed, split in enumerate(("train", "validation", "test")):
+        rows = [
+            {"text": row["text"], "label": sum(word in TOPICS["sports"] for word in row["text"].split()) + 0.5}
+            for row in topic_rows(192 if split == "train" else 48, seed)
+        ]
+        write_csv(tmp_path / f"{split}.csv", rows)
+    results = run_cls(data=False, dataset_name=tmp_path, num_train_epochs=4)
+    assert results["run"]["data"]["problem_type"] == "regression"
+    assert list(results["run"]["validation"]) == ["pearson"]
+    assert results["metrics"]["pearson"]["value"] > 0.8
+    assert isinstance(read_predictions(tmp_path / "run")[0]["predicted"], float)
+
+
+def test_pairs_are_read_as_pairs(run_cls, tmp_path):
+    rows = [
+        {"first": a["text"], "second": b["text"], "same": str(a["label"] == b["label"])}
+        for a, b in zip(topic_rows(300, 0), topic_rows(300, 1), strict=True)
+    ]
+    path = write_csv(tmp_path / "pairs.csv", rows)
+    results = run_cls(
+        data=False, dataset_name=path, text_column="first", text_pair_column="second", label_column="same", max_steps=2
+    )
+    assert results["run"]["data"]["rows"] == {"train": 243, "validation": 27, "test": 30}
+    assert results["run"]["data"]["label_names"] == ["False", "True"]
+    assert results["run"]["data"]["tokens"]["train"]["longest"] > 16
+
+
+def test_a_test_split_without_labels_is_predicted_and_not_scored(run_cls, tmp_path, topics):
+    path = write_csv(tmp_path / "new.csv", [{"text": row["text"]} for row in topic_rows(9, 5)])
+    results = run_cls(max_steps=2, test_file=path)
+    assert results["metrics"] == {}
+    lines = read_predictions(tmp_path / "run")
+    assert len(lines) == 9
+    assert all(line["gold"] is None and line["predicted"] in TOPICS for line in lines)
+    assert not (tmp_path / "run" / "plots" / "confusion_matrix.png").exists()
+
+
+def test_class_weights_and_label_smoothing_change_the_loss(run_cls, tmp_path):
+    losses = []
+    for i, flags in enumerate([[], ["--class_weights"], ["--label_smoothing_factor", "0.2"]]):
+        run_cls(*flags, max_steps=3, logging_steps=1, output_dir=tmp_path / str(i))
+        state = json.loads(next((tmp_path / str(i)).glob("checkpoint-*/trainer_state.json")).read_text())
+        losses.append([entry["loss"] for entry in state["log_history"] if "loss" in entry])
+    assert losses[0] != losses[1] != losses[2] != losses[0]
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(run_cls):
+    results = run_cls(num_train_epochs=20, early_stopping_patience=1)
+    assert results["run"]["epochs"] < 15
+
+
+def test_the_written_config_repeats_the_run(run_cls, finetune_cls, tmp_path):
+    first = run_cls(max_steps=5, seed=7)
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["seed"] == 7
+    again = finetune_cls.main(
+        ["--config", str(tmp_path / "run" / "config.yaml"), "--output_dir", str(tmp_path / "again")]
+    )
+    assert again["metrics"] == first["metrics"]
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (
+        tmp_path / "again" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_another_seed_gives_other_weights(run_cls, tmp_path):
+    run_cls(max_steps=2, seed=1, output_dir=tmp_path / "1")
+    run_cls(max_steps=2, seed=2, output_dir=tmp_path / "2")
+    assert (tmp_path / "1" / "model.safetensors").read_bytes() != (tmp_path / "2" / "model.safetensors").read_bytes()
+
+
+def test_a_finished_run_is_not_overwritten(run_cls):
+    run_cls(max_steps=1)
+    with pytest.raises(InputError, match="holds a finished run; choose another --output_dir"):
+        run_cls(max_steps=1)
+
+
+def test_an_unknown_metric_is_refused_before_the_first_step(run_cls, tmp_path):
+    with pytest.raises(InputError, match=r"no such metric; did you mean 'macro_f1'\? .*accuracy"):
+        run_cls(metric_for_best_model="macro_f")
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_a_nan_stops_the_run_with_its_step_and_leaves_no_result(run_cls, tmp_path, finetune_cls, monkeypatch):
+    original = finetune_cls.classification_loss
+    calls = []
+
+    def poisoned(outputs, labels, num_items_in_batch=None, **kwargs):
+        calls.append(outputs.logits.requires_grad)
+        loss = original(outputs, labels, num_items_in_batch, **kwargs)
+        return loss * float("nan") if sum(calls) == 3 else loss
+
+    monkeypatch.setattr(finetune_cls, "classification_loss", poisoned)
+    with pytest.raises(FloatingPointError, match=r"loss nan.* at step 3; stopped before the weights were changed"):
+        run_cls()
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--report_to", "wandb"], "--report_to: .*wandb"),
+        (["--report_to", "nonsense"], "--report_to: nonsense is not supported"),
+        (["--hub_token", "hf_secret"], "use `hf auth login`"),
+        (["--resume_from_checkpoint", "last"], "has no complete checkpoint"),
+        (["--label_column", "topic"], "no column 'topic'; its columns are 'text', 'label'"),
+        (["--max_length", "100"], "this model reads at most 64 tokens"),
+        (["--tuning", "loro"], "did you mean 'lora'"),
+        (["--tuning", "lora", "--from_scratch"], "only --tuning full can train them"),
+        (["--model_name_or_path", "no/such-model"], "cannot load AutoTokenizer from no/such-model"),
+        (["--class_weights", "--problem_type", "regression"], "is no finite number"),
+    ],
+)
+def test_mistakes_end_in_one_clear_line(run_cls, flags, message):
+    with pytest.raises(InputError, match=message) as caught:
+        run_cls(*flags)
+    assert "hf_secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_resume_goes_on_from_the_newest_checkpoint(run_cls, tmp_path):
+    whole = run_cls(num_train_epochs=2, output_dir=tmp_path / "whole", lr_scheduler_type="constant")
+    run_cls(num_train_epochs=1, lr_scheduler_type="constant")
+    (tmp_path / "run" / "results.json").unlink()  # as if it had been killed before the end
+    with pytest.raises(InputError, match="go on with --resume_from_checkpoint last"):
+        run_cls(num_train_epochs=2, lr_scheduler_type="constant")
+    resumed = run_cls(num_train_epochs=2, lr_scheduler_type="constant", resume_from_checkpoint="last")
+    assert resumed["run"]["steps"] == whole["run"]["steps"] == 64
+
+
+def test_a_copy_runs_from_an_empty_folder_with_exit_codes(tmp_path, checkpoint, topics):
+    shutil.copy(ROOT / "recipes" / "finetune_cls.py", tmp_path / "my_cls.py")
+
+    def launch(*flags):
+        return subprocess.run(
+            [sys.executable, "my_cls.py", "--model_name_or_path", checkpoint, "--train_file", topics["train"], *flags],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+
+    done = launch("--max_steps", "2", "--max_length", "32", "--output_dir", "out")
+    assert done.returncode == 0, done.stderr
+    assert "macro_f1" in done.stdout
+    assert "cut from train by seed 0" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my_cls.py", "out"]
+    mistake = launch("--label_column", "topic")
+    assert mistake.returncode == 2
+    assert mistake.stderr.strip().startswith("my_cls.py: error: ")
+    assert mistake.stderr.count("\n") == 1

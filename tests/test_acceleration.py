@@ -1,0 +1,73 @@
+"""How many processes run, and what the hardware computes in natively: detected, not assumed."""
+
+import pytest
+import torch
+
+from ptft_recipes.acceleration import check_processes, has_native_bf16
+from ptft_recipes.errors import InputError
+
+LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no"}
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    def set_environment(**variables):
+        for name in (
+            "WORLD_SIZE",
+            "LOCAL_WORLD_SIZE",
+            "MASTER_ADDR",
+            "ACCELERATE_USE_CPU",
+            "ACCELERATE_MIXED_PRECISION",
+        ):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_environment
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"MASTER_ADDR": "10.0.0.1"},  # a cluster's environment, without accelerate
+        LAUNCHED | {"ACCELERATE_USE_CPU": "True"},
+        LAUNCHED | {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"},
+    ],
+)
+def test_a_launch_that_started_what_was_asked_for_passes(launched, variables):
+    launched(**variables)
+    check_processes()
+
+
+def test_one_process_where_several_were_asked_for_is_refused(launched):
+    launched(**LAUNCHED, MASTER_ADDR="127.0.0.1", ACCELERATE_USE_CPU="True")
+    with pytest.raises(InputError, match=r"asked for several processes and started one.*multi_cpu\.yaml"):
+        check_processes()
+
+
+def test_more_processes_than_gpus_are_refused(launched, monkeypatch):
+    launched(**LAUNCHED, MASTER_ADDR="127.0.0.1", WORLD_SIZE="4", LOCAL_WORLD_SIZE="4")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="4 processes on a machine with 2 GPUs: lower --num_processes"):
+        check_processes()
+    check_processes(use_cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "use_cpu", "capabilities", "expected"),
+    [
+        (False, False, {"avx512_bf16": True}, True),
+        (False, False, {"amx_bf16": True}, True),
+        (False, False, {"avx2": True}, False),
+        (True, True, {"avx2": True}, False),
+        (True, False, {"avx2": True}, True),
+    ],
+)
+def test_bf16_is_detected_on_the_device_that_will_be_used(monkeypatch, gpu, use_cpu, capabilities, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert has_native_bf16(use_cpu) is expected

@@ -1,0 +1,79 @@
+"""Directions: recipes use the library, never back; inside the library only the edges listed here."""
+
+import ast
+import subprocess
+import sys
+
+from conftest import ROOT
+
+EDGES = {
+    "acceleration": {"errors"},
+    "checkpoints": {"errors"},
+    "cli": {"acceleration", "errors"},
+    "data": {"demo", "errors", "labels", "reading"},
+    "demo": {"errors"},
+    "errors": set(),
+    "evaluate_modules": {"metrics"},
+    "evaluation": {"labels", "metrics", "provenance", "reporting", "significance", "tuning"},
+    "hub": {"errors", "evaluation"},
+    "labels": {"errors"},
+    "metrics": {"labels"},
+    "modeling": {"demo", "errors"},
+    "objectives": {"errors", "labels"},
+    "provenance": set(),
+    "reading": {"errors"},
+    "reporting": set(),
+    "significance": set(),
+    "tokenization": {"errors"},
+    "training": {"checkpoints", "errors", "modeling", "provenance"},
+    "tuning": {"errors"},
+}
+
+
+def imported(path) -> set[str]:
+    """Return every module that a file imports, at any depth of the code."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module)
+            if node.module == "ptft_recipes":
+                names |= {f"ptft_recipes.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_the_edges_inside_the_library_are_exactly_these():
+    found = {}
+    for path in sorted((ROOT / "ptft_recipes").glob("*.py")):
+        if path.stem != "__init__":
+            edges = {name.split(".")[1] for name in imported(path) if name.startswith("ptft_recipes.")}
+            found[path.stem] = edges
+    assert found == EDGES
+
+
+def test_the_library_never_imports_a_recipe():
+    files = sorted((ROOT / "ptft_recipes").rglob("*.py"))
+    assert len(files) > 15
+    assert not [path for path in files for name in imported(path) if name.split(".")[0] == "recipes"]
+
+
+def test_a_module_is_short():
+    lengths = {path.stem: len(path.read_text().splitlines()) for path in (ROOT / "ptft_recipes").glob("*.py")}
+    assert {name: length for name, length in lengths.items() if length > 320} == {}
+
+
+def heavy_imports(module: str) -> set[str]:
+    code = f"import sys, {module}; print(*(name for name in sys.modules if '.' not in name))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {"torch", "transformers", "datasets", "evaluate", "peft", "matplotlib"} & set(done.stdout.split())
+
+
+def test_importing_the_package_costs_nothing():
+    assert heavy_imports("ptft_recipes") == set()
+
+
+def test_statistics_need_no_deep_learning():
+    assert heavy_imports("ptft_recipes.significance") == set()
+    assert "transformers" not in heavy_imports("ptft_recipes.metrics")

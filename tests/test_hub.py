@@ -1,0 +1,154 @@
+"""The card says what was measured; what leaves the machine is on a list."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import ModelCard
+
+from ptft_recipes import hub
+from ptft_recipes.errors import InputError
+
+
+def results(**run):
+    data = {
+        "name": "demo/aclsum_roles",
+        "rows": {"train": 300, "validation": 30, "test": 40},
+        "dropped": {"train": 1, "validation": 0, "test": 0},
+        "cut": {"validation": 30},
+        "overlap_with_train": {"validation": {"exact": 1, "normalised": 2}, "test": {"exact": 0, "normalised": 0}},
+        "fingerprint": {"train": "aa", "validation": "bb", "test": "cc"},
+        "tokens": {split: {"truncated_rows": 3} for split in ("train", "validation", "test")},
+    }
+    return {
+        "split": "test",
+        "metrics": {
+            "accuracy": {"value": 0.7213, "ci95": [0.7071, 0.7355], "n": 40},
+            "roc_auc": {"value": None, "ci95": [None, None], "n": 40},
+            "f1/none": {"value": 0.5, "ci95": [0.4, 0.6], "n": 40},
+        },
+        "run": {
+            "recipe": "finetune_cls", "base_model": "org/base", "config": {"output_dir": "out/x", "tuning": "full"},
+            "versions": {"ptft-recipes": "0.1.0", "torch": "2.13.0"}, "commit": "0123456789abcdef", "dirty": False,
+            "seed": 42, "hardware": "a CPU", "processes": 1, "precision": "bf16", "steps": 10, "epochs": 2.0,
+            "best_step": 5, "validation": {"macro_f1": 0.6}, "trainable_parameters": 10, "total_parameters": 20,
+            "seconds": {"train": 3.0, "test": 1.0, "total": 9.0}, "data": data,
+        } | run,
+    }  # fmt: skip
+
+
+def card(tmp_path, **run) -> ModelCard:
+    hub.write_model_card(tmp_path, results(**run), "text-classification")
+    return ModelCard.load(tmp_path / "README.md")
+
+
+def test_the_card_holds_every_score_with_its_interval(tmp_path):
+    text = card(tmp_path).text
+    assert "| accuracy | 0.721 [0.707, 0.736] |" in text
+    assert "| roc_auc | undefined |" in text
+    assert "| none | 0.500 [0.400, 0.600] |" in text
+    assert "| validation (cut from train) | 30 | 0 | 3 | 2 | `bb` |" in text
+    assert "10 of 20 weights trained (50.0%)" in text
+    assert "out/x" not in text
+
+
+def test_the_metadata_is_the_hubs(tmp_path):
+    data = card(tmp_path).data.to_dict()
+    assert data["base_model"] == "org/base"
+    assert data["pipeline_tag"] == "text-classification"
+    scores = data["model-index"][0]["results"][0]["metrics"]
+    assert [(score["type"], score["value"]) for score in scores] == [("accuracy", 0.7213)]
+
+
+@pytest.mark.parametrize("base", ["/home/me/model", "runs/pretrain mlm", "a/b/c"])
+def test_a_path_is_no_base_model(tmp_path, base):
+    assert "base_model" not in card(tmp_path, base_model=base).data.to_dict()
+
+
+def test_a_folder_that_exists_here_is_no_base_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mlm").mkdir(parents=True)
+    assert "base_model" not in card(tmp_path, base_model="runs/mlm").data.to_dict()
+
+
+def test_a_run_without_test_labels_says_so(tmp_path):
+    hub.write_model_card(tmp_path, results() | {"metrics": {}}, "text-classification")
+    text = ModelCard.load(tmp_path / "README.md").text
+    assert "The test split has no labels; nothing was scored." in text
+
+
+def test_plots_are_shown(tmp_path):
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "learning_curves.png").write_bytes(b"png")
+    assert "![learning curves](plots/learning_curves.png)" in card(tmp_path).text
+
+
+def test_an_adapter_names_its_base_as_others_know_it(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/site-packages/x", "r": 4}))
+    hub.publish(fake_trainer(tmp_path, push=False), results(), "text-classification")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config == {"base_model_name_or_path": "org/base", "r": 4}
+    assert "AutoPeftModelForSequenceClassification" in (tmp_path / "README.md").read_text()
+
+
+def fake_trainer(folder: Path, push: bool, **args):
+    arguments = {"output_dir": str(folder), "hub_model_id": "me/mine", "hub_private_repo": None} | args
+    return SimpleNamespace(args=SimpleNamespace(**arguments), push_at_end=push, is_world_process_zero=lambda: True)
+
+
+class FakeApi:
+    """Records what would be uploaded."""
+
+    calls: list
+    public = False
+
+    def __init__(self):
+        FakeApi.calls = []
+
+    def create_repo(self, repo_id, private, exist_ok):
+        self.calls.append(("create", repo_id, private))
+        return SimpleNamespace(repo_id=repo_id)
+
+    def repo_info(self, repo_id):
+        return SimpleNamespace(private=not FakeApi.public)
+
+    def upload_folder(self, repo_id, folder_path, allow_patterns):
+        from huggingface_hub.utils import filter_repo_objects
+
+        files = [str(path.relative_to(folder_path)) for path in Path(folder_path).rglob("*") if path.is_file()]
+        self.calls.append(("upload", sorted(filter_repo_objects(files, allow_patterns=list(allow_patterns)))))
+        return "url"
+
+
+@pytest.fixture
+def api(monkeypatch):
+    monkeypatch.setattr(hub, "HfApi", FakeApi)
+    monkeypatch.setattr(FakeApi, "public", False)
+    return FakeApi
+
+
+def test_only_what_is_on_the_list_is_uploaded_and_privately(tmp_path, api):
+    wanted = ["README.md", "config.json", "model.safetensors", "plots/a.png", "results.json", "tokenizer.json"]
+    secret = [".env", "training_args.bin", "predictions/test.jsonl", "train.csv", "checkpoint-3/optimizer.pt",
+              "checkpoint-3/model.safetensors", "checkpoint-3/config.json", "notes/README.md"]  # fmt: skip
+    for name in [*wanted, *secret]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    hub.publish(fake_trainer(tmp_path, push=True), results(), "text-classification")
+    assert api.calls == [("create", "me/mine", True), ("upload", wanted)]
+
+
+def test_nothing_is_pushed_to_a_public_repository_by_accident(tmp_path, api):
+    api.public = True
+    with pytest.raises(InputError, match="is public already; pass --hub_private_repo false"):
+        hub.publish(fake_trainer(tmp_path, push=True), results(), "text-classification")
+    assert len(api.calls) == 1
+    hub.publish(fake_trainer(tmp_path, push=True, hub_private_repo=False), results(), "text-classification")
+    assert api.calls[0] == ("create", "me/mine", False)
+
+
+def test_nothing_is_pushed_unless_asked(tmp_path, api):
+    api.calls = []
+    hub.publish(fake_trainer(tmp_path, push=False), results(), "text-classification")
+    assert api.calls == []

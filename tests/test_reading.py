@@ -1,0 +1,297 @@
+"""Local files: text stays text, whatever the format; every fault is named by file and line."""
+
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from conftest import write_csv
+
+from ptft_recipes.errors import InputError
+from ptft_recipes.reading import SUFFIXES, check_columns, read_rows
+
+ROWS = [{"text": "a new match", "label": "sports"}, {"text": "NA", "label": "007"}]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a file as given, byte for byte, and return its path."""
+
+    def write(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+def read(path, required=("text", "label"), optional=()):
+    return read_rows(path, required, optional)
+
+
+def contents(rows):
+    return [{name: value for name, value in row.items() if name != "id"} for row in rows]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "|", "\t"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "bom"])
+def test_a_table_is_read_whatever_its_delimiter_line_ending_and_byte_order_mark(write, delimiter, ending, mark):
+    lines = [delimiter.join(("text", "label")), *(delimiter.join(row.values()) for row in ROWS), ""]
+    rows = read(write("train.csv", mark + ending.join(lines).encode()))
+    assert contents(rows) == ROWS
+    assert [row["id"] for row in rows] == ["train.csv:2", "train.csv:3"]
+
+
+@pytest.mark.parametrize("value", ["NA", "nan", "null", "None", "007", "1e5", "3.50", "True", " padded ", "", "#N/A"])
+@pytest.mark.parametrize("name", ["train.csv", "train.tsv"])
+def test_a_cell_stays_the_text_that_it_is(tmp_path, name, value):
+    path = write_csv(tmp_path / name, [{"text": value, "label": value}], delimiter="\t" if "tsv" in name else ",")
+    assert contents(read(path)) == [{"text": value, "label": value}]
+
+
+def test_each_suffix_that_is_promised_can_be_read(write):
+    table = pyarrow.Table.from_pylist(ROWS)
+    lines = "\n".join(map(json.dumps, ROWS))
+    written = {".csv": "text,label\na new match,sports\nNA,007\n", ".jsonl": lines, ".ndjson": lines}
+    written |= {".json": json.dumps(ROWS), ".tsv": written[".csv"].replace(",", "\t")}
+    seen = []
+    for suffix, content in written.items():
+        assert contents(read(write(f"train{suffix}", content))) == ROWS, suffix
+        assert contents(read(write(f"train{suffix.upper()}", content))) == ROWS, suffix
+        seen.append(suffix)
+    path = write("train.parquet", b"")
+    pyarrow.parquet.write_table(table, path)
+    assert contents(read(path)) == ROWS
+    path = write("train.txt", "a new match\r\n\n  \nNA\n")
+    assert contents(read(path, ["text"])) == [{"text": row["text"]} for row in ROWS]
+    assert sorted([*seen, ".parquet", ".txt"]) == sorted(SUFFIXES)
+
+
+def test_line_numbers_count_the_lines_of_the_file_not_the_records(write):
+    path = write("train.csv", 'text,label\r\n"two\r\nlines",a\r\n\r\n"x\n\ny",b\r\nlast,c\r\n')
+    assert [row["id"] for row in read(path)] == ["train.csv:2", "train.csv:5", "train.csv:8"]
+    assert [row["text"] for row in read(path)] == ["two\r\nlines", "x\n\ny", "last"]
+    assert [row["id"] for row in read(write("blank.csv", "\n\ntext,label\n\nx,a\n"))] == ["blank.csv:5"]
+    assert [row["id"] for row in read(write("blank.jsonl", '\n{"text": "x", "label": "a"}\n'))] == ["blank.jsonl:2"]
+
+
+def test_quotes_delimiters_and_unicode_separators_inside_a_cell_are_kept(write):
+    text = 'she said "no"; twice, | and\tleft\u2028here\x0bthere\x85'
+    path = write_csv(write("train.csv", b""), [{"text": text, "label": "a"}, {"text": "next", "label": "b"}])
+    assert [row["text"] for row in read(path)] == [text, "next"]
+    line = json.dumps({"text": text, "label": "a"}, ensure_ascii=False)
+    path = write("train.jsonl", f"{line}\n{line}\n")
+    assert [(row["id"], row["text"]) for row in read(path)] == [("train.jsonl:1", text), ("train.jsonl:2", text)]
+
+
+def test_a_quote_that_stands_inside_an_unquoted_cell_is_text(write):
+    path = write("train.csv", 'text,label\nshe said "no" twice,a\n5" pipe,b\n')
+    assert [row["text"] for row in read(path)] == ['she said "no" twice', '5" pipe']
+
+
+def test_a_document_of_megabytes_fits_into_a_cell(tmp_path):
+    text = "word, " * 200_000
+    path = write_csv(tmp_path / "train.csv", [{"text": text, "label": "a"}])
+    assert read(path)[0]["text"] == text
+
+
+def test_a_column_of_text_alone_may_hold_other_delimiters(write):
+    path = write("train.csv", 'text\n"one, two"\nthree; four | five\n')
+    assert [row["text"] for row in read(path, ["text"])] == ["one, two", "three; four | five"]
+
+
+def test_columns_that_nobody_asked_for_are_left_out_and_optional_ones_are_none_where_they_miss(write):
+    path = write("test.csv", "id,text,note\n17,x,y\n")
+    assert read(path, ["text"], ["label"]) == [{"id": "test.csv:2", "text": "x", "label": None}]
+    path = write("test.jsonl", '{"text": "x"}\n{"text": "y", "label": 3}\n')
+    assert [row["label"] for row in read(path, ["text"], ["label"])] == [None, 3]
+
+
+def test_the_header_decides_the_delimiter_even_where_an_optional_column_is_all_that_it_splits(write):
+    assert contents(read(write("test.csv", "text;label\nx, y;a\n"), ["text"], ["label"])) == [
+        {"text": "x, y", "label": "a"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "said"),
+    [
+        ("text,label\nx,a\ny\n", 3, "1 cells where the header has 2"),
+        ("text,label\nx,a,b\n", 2, "3 cells where the header has 2"),
+        ("text,label\nx,a\n  \ny,b\n", 3, "1 cells where the header has 2"),
+        ('text,label\n"x\ny",a\nz,b,c\n', 4, "quote a cell that holds ','"),
+        ("text\none, two\n", 2, "2 cells where the header has 1"),
+        ('text,label\nx,a\n"never closed,b\ny,c\n', 3, "a quote is probably not closed"),
+        ('text,label\n"said "no" twice",a\n', 2, "not doubled"),
+        ("text,label,text\nx,a,y\n", 1, "column name 'text' stands twice"),
+        ("\ntext,label,,\nx,a,,\n", 2, "column name '' stands twice"),
+    ],
+)
+def test_a_broken_csv_line_is_named_with_its_reason(write, content, line, said):
+    path = write("train.csv", content)
+    with pytest.raises(InputError) as error:
+        read(path, [name for name in ("text", "label") if name in content])
+    assert str(error.value).startswith(f"{path}:{line}: ")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "  \n \n", "\ufeff"])
+def test_an_empty_csv_file_is_refused(write, content):
+    with pytest.raises(InputError, match=r"train\.csv: the file is empty"):
+        read(write("train.csv", content))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.csv", "text,label\n"),
+        ("train.jsonl", ""),
+        ("train.jsonl", "\n \n"),
+        ("train.txt", "\n"),
+        ("train.json", "[]"),
+        ("train.json", '{"data": []}'),
+    ],
+)
+def test_a_file_without_rows_is_refused(write, name, content):
+    with pytest.raises(InputError, match=rf"{name}: no rows"):
+        read(write(name, content))
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "|", "\t"])
+def test_a_missing_column_names_the_columns_that_are_there(write, delimiter):
+    path = write("train.csv", f"sentence{delimiter}target\nx{delimiter}a\n")
+    with pytest.raises(InputError) as error:
+        read(path)
+    assert "no column 'text', 'label'; its columns are 'sentence', 'target'." in str(error.value)
+    assert "--..._column" in str(error.value)
+
+
+def test_a_file_without_a_header_shows_what_was_taken_for_one_in_a_line(write):
+    with pytest.raises(InputError, match="its columns are 'a fine film', 'good'"):
+        read(write("train.csv", "a fine film,good\na dull film,bad\n"))
+    with pytest.raises(InputError) as error:
+        read(write("train.csv", f"{'long ' * 50_000},good\nshort,bad\n"))
+    assert len(str(error.value)) < 400
+
+
+def test_check_columns_passes_what_is_complete():
+    check_columns("x", ["a", "b", "c"], ["c", "a"])
+    with pytest.raises(InputError, match=r"x: no column 'd'"):
+        check_columns("x", ["a"], ["a", "d"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line", "byte", "encoding"),
+    [
+        ("train.csv", b"text,label\nx,a\ncaf\xe9,b\n", 3, "0xe9", "WINDOWS-1252"),
+        ("train.csv", b"\xef\xbb\xbftext,label\n\xe9,b\n", 2, "0xe9", "WINDOWS-1252"),
+        ("train.jsonl", b'{"text": "x"}\n{"text": "\xfc"}\n', 2, "0xfc", "WINDOWS-1252"),
+        ("train.json", b'[{"text":\n"\xfc"}]', 2, "0xfc", "WINDOWS-1252"),
+        ("train.txt", b"one\ntwo\nthree \x80\n", 3, "0x80", "WINDOWS-1252"),
+        ("train.txt", b"cut in a character \xe2\x82", 1, "0xe2", "WINDOWS-1252"),
+        ("train.csv", "text,label\nx,a\n".encode("utf-16"), 1, "0xff", "UTF-16"),
+        ("train.csv", "text,label\nx,a\n".encode("utf-16-le"), 1, "0x00", "UTF-16"),
+        ("train.csv", b"text,label\nx,a\ny\0,b\n", 3, "0x00", "UTF-16"),
+    ],
+)
+def test_bytes_that_are_not_utf_8_are_named_with_line_and_remedy(write, name, content, line, byte, encoding):
+    path = write(name, content)
+    with pytest.raises(InputError) as error:
+        read(path)
+    assert str(error.value).startswith(f"{path}:{line}: byte {byte} is not UTF-8")
+    assert f"iconv -f {encoding} -t UTF-8 {name}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place", "said"),
+    [
+        ("train.jsonl", '{"text": "x", "label": 1}\n{"text": "y", "label": }\n', ":2", "broken JSON: Expecting value"),
+        ("train.jsonl", '{"text": "x", "label": 1}\n{"text": "y"\n', ":2", "broken JSON"),
+        ("train.jsonl", '{"text": "x", "label": 1} {"text": "y", "label": 1}\n', ":1", "Extra data at column 27"),
+        ("train.jsonl", '{"text": "x", "label": 1}\n\n["y", 2]\n', ":3", "expected an object {...} per line"),
+        (
+            "train.jsonl",
+            '{"text": "x", "label": 1}\n{"text": "y"}\n',
+            ":2",
+            "no column 'label'; its columns are 'text'",
+        ),
+        ("train.json", '[{"text": "x", "label": 1},\n{"text": "y" "label": 2}]', ":2", "broken JSON"),
+        ("train.json", '[{"text": "x", "label": 1}]\n]', ":2", "broken JSON: Extra data at column 1"),
+        ("train.json", '{"text": "x", "label": 1}\n{"text": }\n', ":2", "broken JSON"),
+        ("train.json", "", ":1", "broken JSON"),
+        ("train.json", '["x", "y"]', "", "expected a list of objects"),
+        ("train.json", '"x"', "", "expected a list of objects"),
+        ("train.json", '{"train": [], "test": []}', "[0]", "its columns are 'train', 'test'"),
+    ],
+)
+def test_broken_json_is_named_with_its_place(write, name, content, place, said):
+    path = write(name, content)
+    with pytest.raises(InputError) as error:
+        read(path)
+    assert str(error.value).startswith(f"{path}{place}: ")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "ids"),
+    [
+        (json.dumps(ROWS), ["train.json[0]", "train.json[1]"]),
+        (json.dumps({"version": 1, "data": ROWS}, indent=1), ["train.json[0]", "train.json[1]"]),
+        ("\n".join(map(json.dumps, ROWS)), ["train.json:1", "train.json:2"]),
+        ("\ufeff" + json.dumps(ROWS), ["train.json[0]", "train.json[1]"]),
+    ],
+    ids=["list", "data", "lines", "bom"],
+)
+def test_json_is_read_as_a_list_under_data_or_by_lines(write, content, ids):
+    rows = read(write("train.json", content))
+    assert contents(rows) == ROWS
+    assert [row["id"] for row in rows] == ids
+
+
+def test_json_keeps_its_types(write):
+    values = ["007", 7, 7.5, True, None, ["a"], {"a": 1}]
+    path = write("train.jsonl", "\n".join(json.dumps({"text": "x", "label": value}) for value in values))
+    found = [row["label"] for row in read(path)]
+    assert found == values
+    assert [type(value) for value in found] == [type(value) for value in values]
+
+
+def test_parquet_keeps_text_whatever_its_encoding(tmp_path):
+    texts = ["NA", None, "007"]
+    table = pyarrow.table(
+        {
+            "text": pyarrow.array(texts, pyarrow.large_string()),
+            "label": pyarrow.array(["a", "b", "a"]).dictionary_encode(),
+            "image": pyarrow.array([b"1", b"2", b"3"]),
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    rows = read(tmp_path / "train.parquet")
+    assert contents(rows) == [{"text": text, "label": label} for text, label in zip(texts, "aba", strict=True)]
+    assert rows[2]["id"] == "train.parquet[2]"
+
+
+def test_parquet_that_misses_columns_or_is_damaged_is_refused(tmp_path):
+    path = tmp_path / "train.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"sentence": ["x"] * 1000}), path)
+    with pytest.raises(InputError, match="no column 'text', 'label'; its columns are 'sentence'"):
+        read(path)
+    whole = path.read_bytes()
+    for damaged in (b"", b"PAR1", b"text,label\nx,a\n", whole[:-20], whole[: len(whole) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"train\.parquet: not a readable Parquet file"):
+            read(path)
+
+
+@pytest.mark.parametrize("name", ["train.xlsx", "train", "train.csv.gz"])
+def test_an_unknown_ending_lists_the_known_ones(write, name):
+    with pytest.raises(InputError, match=r"cannot read .*use \.csv, \.tsv, \.jsonl"):
+        read(write(name, "text,label\nx,a\n"))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    for path in (tmp_path / "no.csv", tmp_path):
+        with pytest.raises(InputError, match="no such file"):
+            read(path)

@@ -1,0 +1,83 @@
+"""Every documented path exists, every documented command parses, and the two commands are one line each."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT, load_recipe
+
+from ptft_recipes.cli import parse_args
+from ptft_recipes.modeling import ModelArguments
+from ptft_recipes.tuning import TuningArguments
+
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "recipes/README.md")]
+
+
+def code_blocks(text: str) -> list[str]:
+    return re.findall(r"^```(?:bash|sh)\n(.*?)^```", text, re.M | re.S)
+
+
+def commands() -> list[list[str]]:
+    found = []
+    for document in DOCUMENTS:
+        for block in code_blocks(document.read_text()):
+            for line in block.replace("\\\n", " ").splitlines():
+                found += [shlex.split(part, comments=True) for part in line.split("&&")]
+    return [command for command in found if command]
+
+
+RECIPE_COMMANDS = [
+    command for command in commands() if any(re.fullmatch(r"recipes/\w+\.py", word) for word in command)
+]
+
+
+def test_there_is_something_to_test():
+    assert len(RECIPE_COMMANDS) >= 4
+
+
+@pytest.mark.parametrize("command", RECIPE_COMMANDS, ids=" ".join)
+def test_a_documented_command_parses(command):
+    script = next(i for i, word in enumerate(command) if word.startswith("recipes/"))
+    launcher, arguments = command[:script], command[script + 1 :]
+    for word in launcher:
+        assert not word.startswith("accelerate_configs/") or (ROOT / word).exists(), word
+    if arguments in (["--help"], ["--help_all"]):
+        return
+    recipe = load_recipe(command[script].removeprefix("recipes/").removesuffix(".py"))
+    arguments = [str(ROOT / word) if word.startswith("recipes/configs/") else word for word in arguments]
+    types = (ModelArguments, recipe.DataArguments, TuningArguments, recipe.TrainingArguments)
+    parse_args(types, recipe.DEFAULTS, arguments)
+
+
+def test_documented_paths_exist():
+    paths = set()
+    for document in DOCUMENTS:
+        text = document.read_text()
+        paths |= set(re.findall(r"\b((?:recipes|ptft_recipes|accelerate_configs|tests|benchmarks)/[\w./-]*\w)", text))
+        paths |= {link for link in re.findall(r"\]\(([^)#:]+)\)", text) if document.parent == ROOT}
+    assert len(paths) > 15
+    missing = [path for path in sorted(paths) if not (ROOT / path).exists()]
+    assert missing == []
+
+
+def test_the_file_tree_names_every_module():
+    text = (ROOT / "README.md").read_text()
+    paths = [
+        path for folder in ("ptft_recipes", "recipes", "accelerate_configs") for path in (ROOT / folder).iterdir()
+    ]
+    files = [path.name for path in paths if path.suffix in (".py", ".yaml") and path.stem != "__init__"]
+    assert len(files) > 20
+    assert [name for name in files if name not in text] == []
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    blocks = [line for block in code_blocks((ROOT / "README.md").read_text()) for line in block.splitlines()]
+    tests = [line for line in blocks if "pytest" in line]
+    assert len(tests) == 1
+    assert "grep" in (ROOT / ".ci" / "run").read_text()
+    assert tests[0].startswith("python -m pip install -c constraints.txt")
+
+
+def test_nothing_of_one_machine_is_committed():
+    texts = {path: path.read_text() for path in [*DOCUMENTS, *(ROOT / "recipes").rglob("*.yaml")]}
+    assert not [path for path, text in texts.items() if re.search(r"/(root|home|tmp)/", text)]
