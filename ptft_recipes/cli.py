@@ -190,8 +190,8 @@ def parse_args(
         if name in names and value is not None and (name in defaults or value != parser.plain_defaults[name])
     }
     if "use_cpu" in names:
-        # Without a GPU the CPU must be asked for by name: else TrainingArguments refuses bf16, and accelerate lets every
-        # process of torchrun train on its own.
+        # Without a GPU the CPU must be asked for by name: else TrainingArguments refuses bf16, and accelerate lets
+        # every process of torchrun train on its own.
         namespace.use_cpu = namespace.use_cpu or not _has_accelerator()
         if namespace.bf16 is None:
             namespace.bf16 = not namespace.fp16 and has_native_bf16(namespace.use_cpu)

@@ -57,34 +57,41 @@ def classification_loss(
     return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
-def balanced_class_weights(labels, *, problem_type: str = SINGLE, label_names: list[str]) -> torch.Tensor:
-    """Return weights that make rare labels count as much as frequent ones.
+def balanced_class_weights(
+    labels, power: float = 1.0, *, problem_type: str = SINGLE, label_names: list[str]
+) -> torch.Tensor | None:
+    """Return weights by which rare labels count more than frequent ones.
 
-    For a single label: rows / (labels that occur * rows of that label), whose mean over the training rows is 1, so
-    that the learning rate keeps its meaning; scikit-learn's "balanced". For several labels: absent / present, per
-    label.
+    For a single label: (rows / rows of that label) ** power, scaled to a mean of 1 over the training rows, so that the
+    learning rate keeps its meaning. With power 1 every label counts the same (scikit-learn's "balanced"), with 0 every
+    row, and 0.5 lies between. For several labels: (absent / present) ** power, per label.
 
     Args:
         labels: `[rows]` class numbers, or `[rows, labels]` of 0 and 1.
+        power: From 0 to 1.
         problem_type: As in `PreTrainedConfig.problem_type`.
         label_names: `[labels]`; also the last of them may be in no row.
 
     Returns:
-        `[labels]` float32; 1 for a label that is in no row or, of several labels, in every row: there is nothing to
-        balance it by, and 0 would hide it from the loss.
+        None for power 0; else `[labels]` float32, 1 for a label that is in no row or, of several labels, in every
+        row: there is nothing to balance it by, and 0 would hide it from the loss.
 
     Raises:
-        InputError: Regression has no classes to weigh.
+        InputError: Regression has no classes to weigh, or `power` is not between 0 and 1.
     """
+    if power == 0:
+        return None
     if problem_type == REGRESSION:
         raise InputError("--class_weights: a regression has no classes to weigh")
+    if not 0 <= power <= 1:
+        raise InputError(
+            f"--class_weights {power}: must be between 0 (every row counts alike) and 1 (every label does)"
+        )
     labels = np.asarray(labels[:])  # a column of `datasets` is read at once, not row by row
-    if problem_type == MULTI:
-        present = labels.sum(axis=0)
-        numerator, denominator = len(labels) - present, present
-    else:
-        present = np.bincount(labels, minlength=len(label_names))
-        numerator, denominator = len(labels), present * np.count_nonzero(present)
-    known = (present > 0) & (numerator > 0)
-    weights = np.divide(numerator, denominator, out=np.ones(len(label_names)), where=known)
+    present = labels.sum(axis=0) if problem_type == MULTI else np.bincount(labels, minlength=len(label_names))
+    others = len(labels) - present if problem_type == MULTI else np.full(len(label_names), len(labels))
+    known = (present > 0) & (others > 0)
+    weights = np.divide(others, present, out=np.ones(len(label_names)), where=known) ** power
+    if problem_type != MULTI:
+        weights[known] *= len(labels) / (weights @ present)
     return torch.tensor(weights, dtype=torch.float32)

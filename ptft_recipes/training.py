@@ -53,7 +53,9 @@ def start_run(
         except (RuntimeError, ImportError) as error:
             raise InputError(f"--report_to: {error}") from error
     set_seed(training_args.seed)
-    return describe_environment(recipe, training_args) | {"base_model": base_model_name(model_args), "config": config}
+    run = describe_environment(recipe, training_args) | {"base_model": base_model_name(model_args), "config": config}
+    logger.info("run: {recipe}, seed {seed}, {processes} process(es), {hardware}, {precision}".format_map(run))
+    return run
 
 
 def _trackers(training_args: TrainingArguments) -> list[type]:

@@ -60,7 +60,7 @@ class DataArguments(DatasetArguments):
     label_separator: str | None = field(default=None, metadata={"help": "between the labels of one multi-label cell"})
     problem_type: str | None = field(default=None, metadata={"help": "as in the model's config; else inferred"})
     max_length: int = field(default=128, metadata={"help": "tokens per example; what is longer is cut, and counted"})
-    class_weights: bool = field(default=False, metadata={"help": "let rare labels count as much as frequent ones"})
+    class_weights: float = field(default=0.0, metadata={"help": "0: every row counts alike; 1: every label does"})
     early_stopping_patience: int | None = field(default=None, metadata={"help": "evaluations without a new best"})
 
 
@@ -96,7 +96,7 @@ def main(argv=None):
 
     # 4. Train.
     metrics = partial(classification_metrics, **task)
-    weights = balanced_class_weights(dataset["train"]["labels"], **task) if data_args.class_weights else None
+    weights = balanced_class_weights(dataset["train"]["labels"], data_args.class_weights, **task)
     smoothing = training_args.label_smoothing_factor
     loss = partial(
         classification_loss, class_weights=weights, label_smoothing=smoothing, problem_type=task["problem_type"]

@@ -179,6 +179,26 @@ def test_balanced_weights_equal_scikit_learn_and_their_mean_over_the_rows_is_1(s
     assert weights[labels].mean() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("power", [0.25, 0.5, 1.0])
+def test_a_power_lies_between_rows_and_labels(power):
+    labels = np.repeat([0, 1, 2], [100, 10, 1])
+    weights = balanced_class_weights(labels, power, label_names=names(3)).double()
+    assert weights[labels].mean() == pytest.approx(1, rel=1e-6)
+    ratios = (weights / weights[0]).tolist()
+    assert ratios == pytest.approx([1, 10**power, 100**power], rel=1e-5)
+
+
+def test_power_0_weighs_nothing_also_in_a_regression():
+    assert balanced_class_weights([0, 1], 0, label_names=names(2)) is None
+    assert balanced_class_weights([0.1, 0.2], 0.0, problem_type=REGRESSION, label_names=names(1)) is None
+
+
+@pytest.mark.parametrize("power", [-0.1, 1.1, float("nan")])
+def test_a_power_outside_0_and_1_is_refused(power):
+    with pytest.raises(InputError, match="must be between 0"):
+        balanced_class_weights([0, 1], power, label_names=names(2))
+
+
 @pytest.mark.parametrize("unused", [0, 1, 3], ids=["first", "middle", "last"])
 def test_a_label_in_no_row_keeps_its_place(unused):
     used = [k for k in range(4) if k != unused]

@@ -160,7 +160,7 @@ def test_a_test_split_without_labels_is_predicted_and_not_scored(run_cls, tmp_pa
 
 def test_class_weights_and_label_smoothing_change_the_loss(run_cls, tmp_path):
     losses = []
-    for i, flags in enumerate([[], ["--class_weights"], ["--label_smoothing_factor", "0.2"]]):
+    for i, flags in enumerate([[], ["--class_weights", "1"], ["--label_smoothing_factor", "0.2"]]):
         run_cls(*flags, max_steps=3, logging_steps=1, output_dir=tmp_path / str(i))
         state = json.loads(next((tmp_path / str(i)).glob("checkpoint-*/trainer_state.json")).read_text())
         losses.append([entry["loss"] for entry in state["log_history"] if "loss" in entry])
@@ -230,7 +230,7 @@ def test_a_nan_stops_the_run_with_its_step_and_leaves_no_result(run_cls, tmp_pat
         (["--tuning", "loro"], "did you mean 'lora'"),
         (["--tuning", "lora", "--from_scratch"], "only --tuning full can train them"),
         (["--model_name_or_path", "no/such-model"], "cannot load AutoTokenizer from no/such-model"),
-        (["--class_weights", "--problem_type", "regression"], "is no finite number"),
+        (["--class_weights", "1", "--problem_type", "regression"], "is no finite number"),
     ],
 )
 def test_mistakes_end_in_one_clear_line(run_cls, flags, message):
