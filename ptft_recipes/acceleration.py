@@ -40,7 +40,8 @@ def check_processes(use_cpu: bool = False) -> None:
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and not by_launcher:
         raise InputError(
             "accelerate was asked for several processes and started one; on CPUs use `accelerate launch --config_file "
-            "accelerate_configs/multi_cpu.yaml` (distributed_type: MULTI_GPU with use_cpu: true)"
+            "accelerate_configs/multi_cpu.yaml` (distributed_type: MULTI_GPU with use_cpu: true). If you want one "
+            "process, unset MASTER_ADDR"
         )
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if torch.cuda.is_available() and not use_cpu and processes > torch.cuda.device_count():

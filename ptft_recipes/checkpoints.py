@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from, and whether its output folder is free."""
 
+import os
 import re
 from pathlib import Path
 
@@ -7,6 +8,9 @@ from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ptft_recipes.errors import InputError
+
+# What a run writes; a folder that has one of these already is somebody's.
+OWN_FILES = ("README.md", "config.json", "config.yaml", "model.safetensors", "adapter_config.json", "tokenizer.json")
 
 
 def saved_checkpoints(output_dir: str | Path) -> list[Path]:
@@ -46,10 +50,17 @@ def check_output_dir(training_args: TrainingArguments) -> None:
     output_dir = Path(training_args.output_dir)
     if (output_dir / "results.json").exists():
         raise InputError(f"{output_dir} holds a finished run; choose another --output_dir, or delete it")
+    nearest_folder = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
+    if not nearest_folder.is_dir() or not os.access(nearest_folder, os.W_OK):
+        raise InputError(f"--output_dir {output_dir}: {nearest_folder} is no folder that can be written to")
     if training_args.resume_from_checkpoint:
         find_checkpoint(training_args)
-    elif list(output_dir.glob("checkpoint-*")):
+    elif saved_checkpoints(output_dir):
         raise InputError(
             f"{output_dir} holds checkpoints of an unfinished run; go on with --resume_from_checkpoint last, choose "
             "another --output_dir, or delete it"
+        )
+    elif there := sorted(path.name for path in output_dir.glob("*") if path.name in OWN_FILES):
+        raise InputError(
+            f"{output_dir} has {', '.join(there)}, which the run would overwrite; choose another --output_dir"
         )

@@ -192,8 +192,12 @@ def parse_args(
     if "use_cpu" in names:
         # Without a GPU the CPU must be asked for by name: else TrainingArguments refuses bf16, and accelerate lets
         # every process of torchrun train on its own.
-        namespace.use_cpu = namespace.use_cpu or not _has_accelerator()
-        if namespace.bf16 is None:
+        launched_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+        namespace.use_cpu = namespace.use_cpu or launched_for_cpu or not _has_accelerator()
+        launched_with = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if namespace.bf16 is None and not namespace.fp16 and launched_with != "no":
+            namespace.bf16, namespace.fp16 = launched_with == "bf16", launched_with == "fp16"
+        elif namespace.bf16 is None:
             namespace.bf16 = not namespace.fp16 and has_native_bf16(namespace.use_cpu)
     values = vars(namespace)
     try:

@@ -119,6 +119,8 @@ def _read(data_args: DatasetArguments, text_columns, label_column) -> tuple[str,
             raise InputError("--validation_file and --test_file need a --train_file")
         if name and not name.startswith("demo/"):
             raise InputError(f"--train_file and --dataset_name {name}: give one of them")
+        if files["validation"] and files["validation"] == files["test"]:
+            raise InputError("--validation_file and --test_file are the same; leave one out, and it is cut from train")
     elif not name:
         raise InputError("no data: pass --dataset_name (Hub id, folder or file) or --train_file")
     elif name.startswith("demo/"):
@@ -165,7 +167,7 @@ def _files_of(folder: Path) -> dict[str, Path | None]:
 def _load_dataset(name: str, data_args: DatasetArguments, text_columns, label_column) -> dict[str, Dataset]:
     try:
         if Path(name).is_dir():
-            loaded = load_from_disk(name)
+            loaded = load_from_disk(name, keep_in_memory=True)  # else caches are written into the user's folder
         else:
             loaded = load_dataset(name, data_args.dataset_config, revision=data_args.dataset_revision)
     except Exception as error:  # the client raises many kinds; the reader needs one line, the trace keeps the rest
@@ -175,6 +177,8 @@ def _load_dataset(name: str, data_args: DatasetArguments, text_columns, label_co
     if isinstance(loaded, Dataset):
         loaded = DatasetDict(train=loaded)
     names = {"train": "train", "validation": data_args.validation_split, "test": data_args.test_split}
+    if names["validation"] == names["test"]:
+        del names["validation"]  # what is tested on must not choose: validation is cut from train
     if "train" not in loaded:
         raise InputError(f"{name} has no split 'train'; its splits are {', '.join(loaded)}")
     splits = {}

@@ -55,7 +55,7 @@ def score_test_split(
         counts = confusion_matrix(predicted, prediction.label_ids, len(label_names))
         plot_confusion_matrix(counts, label_names, output_dir / "plots" / "confusion_matrix.png")
     # Last: a folder with results.json is a finished run.
-    (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (output_dir / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     log_results(results, output_dir)
     return results
 
@@ -64,6 +64,7 @@ def _with_intervals(metrics: Metrics, prediction) -> dict[str, dict[str, Any]]:
     rows = len(prediction.label_ids)
     prediction = EvalPrediction(predictions=prediction.predictions, label_ids=prediction.label_ids)
     values = metrics(prediction)
+    logger.info("scoring %d rows, with 1,000 bootstrap samples", rows)
     intervals = bootstrap_intervals(lambda weights: metrics(prediction, weights=weights), rows)
     return {
         # JSON has no nan: an undefined score is null.
@@ -77,12 +78,14 @@ def _describe_training(trainer, test_metrics: dict[str, float]) -> dict[str, Any
     train_log = next((entry for entry in reversed(state.log_history) if "train_runtime" in entry), {})
     trainable, total = count_parameters(trainer.model)
     train_seconds = train_log.get("train_runtime", 0.0)
-    tokens = sum(trainer.train_dataset["length"]) * train_log.get("epoch", 0.0)
+    # Of this session only: a resumed run has steps that it did not train.
+    share = (state.global_step - trainer._initial_global_step) / max(state.global_step, 1)
+    tokens = sum(trainer.train_dataset["length"]) * train_log.get("epoch", 0.0) * share
     return {
         "steps": state.global_step,
         "epochs": train_log.get("epoch"),
         "best_step": state.best_global_step,
-        "validation": {trainer.args.metric_for_best_model: state.best_metric},
+        "validation": {trainer.args.metric_for_best_model: _finite(state.best_metric)},
         "trainable_parameters": trainable,
         "total_parameters": total,
         "seconds": {
@@ -93,6 +96,10 @@ def _describe_training(trainer, test_metrics: dict[str, float]) -> dict[str, Any
         "tokens_per_second": round(tokens / train_seconds) if train_seconds else None,
         "peak_memory_gib": peak_memory(trainer.args.device.type),
     }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and np.isfinite(value) else None
 
 
 def _write_predictions(path: Path, ids, prediction, problem_type: str, label_names: list[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError
 
 from ptft_recipes.errors import InputError
 from ptft_recipes.evaluation import format_score, split_by_class
@@ -38,31 +39,61 @@ def publish(trainer, results: dict[str, Any], task: str) -> None:
         return
     args = trainer.args
     output_dir = Path(args.output_dir)
-    _name_base_model(output_dir, results["run"]["base_model"])
-    write_model_card(output_dir, results, task)
+    repo_id = args.hub_model_id or output_dir.name
+    if (output_dir / "adapter_config.json").exists():
+        _name_base_model(output_dir, results["run"]["base_model"])
+        trainer.model.config.save_pretrained(output_dir)  # the label names, which PEFT does not save
     if trainer.push_at_end:
-        api = HfApi()
-        private = args.hub_private_repo is not False
-        repo_id = api.create_repo(args.hub_model_id or output_dir.name, private=private, exist_ok=True).repo_id
-        if private and not api.repo_info(repo_id).private:
-            raise InputError(f"{repo_id} is public already; pass --hub_private_repo false to push there")
-        url = api.upload_folder(repo_id=repo_id, folder_path=output_dir, allow_patterns=ALLOWED)
+        repo_id = _create_repo(repo_id, private=args.hub_private_repo is not False)
+    write_model_card(output_dir, results, task, repo_id if trainer.push_at_end else str(output_dir))
+    if trainer.push_at_end:
+        try:
+            url = HfApi().upload_folder(repo_id=repo_id, folder_path=output_dir, allow_patterns=ALLOWED)
+        except (HfHubHTTPError, OSError) as error:
+            raise InputError(
+                f"the push to {repo_id} failed ({error}); everything is in {output_dir}. Retry: hf upload {repo_id} "
+                f"{output_dir} . {' '.join(f'--include {pattern!r}' for pattern in ALLOWED)}"
+            ) from error
         logger.info("pushed to %s", url)
 
 
-def write_model_card(output_dir: Path, results: dict[str, Any], task: str) -> None:
+def check_login() -> None:
+    """Raise an InputError unless the Hub answers and knows who is asking: before compute is spent."""
+    try:
+        HfApi().whoami()
+    except (HfHubHTTPError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"--push_to_hub: no login at the Hub; `hf auth login`, or set HF_TOKEN ({reason[:200]})"
+        ) from error
+
+
+def _create_repo(repo_id: str, private: bool) -> str:
+    api = HfApi()
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        is_private = api.repo_info(repo_id).private
+    except (HfHubHTTPError, OSError) as error:
+        raise InputError(f"--push_to_hub: cannot create {repo_id}: {error}") from error
+    if private and not is_private:
+        raise InputError(f"{repo_id} is public already; pass --hub_private_repo false to push there")
+    return repo_id
+
+
+def write_model_card(output_dir: Path, results: dict[str, Any], task: str, model_id: str) -> None:
     """Write `README.md` with what was trained on what, the measured scores, and how to use it.
 
     Args:
         output_dir: Of the run.
         results: Its results.
         task: The Hub's name of the task.
+        model_id: By which a reader loads the model: the repository, or a folder.
     """
     run, metrics, base_model = results["run"], results["metrics"], results["run"]["base_model"]
     data = run["data"]
     is_adapter = (output_dir / "adapter_config.json").exists()
     overall = {name: score for name, score in split_by_class(metrics)[0].items() if score["value"] is not None}
-    name = output_dir.name
+    name = Path(model_id).name
     card_data = ModelCardData(
         base_model=base_model if _could_be_hub_id(base_model) else None,
         library_name="peft" if is_adapter else "transformers",
@@ -79,7 +110,7 @@ def write_model_card(output_dir: Path, results: dict[str, Any], task: str) -> No
         f"# {name}",
         _summary(run, base_model),
         "## Results\n\n" + _results_table(metrics, data),
-        "## Use\n\n" + _usage(name, base_model, is_adapter),
+        "## Use\n\n" + _usage(model_id, base_model, is_adapter),
         "## Data\n\n" + _data_table(data),
         "## Training\n\n" + _training_table(run),
     ]
@@ -92,9 +123,8 @@ def write_model_card(output_dir: Path, results: dict[str, Any], task: str) -> No
 def _name_base_model(output_dir: Path, base_model: str) -> None:
     """Let an adapter name its base as others know it, where PEFT wrote a path of this machine."""
     path = output_dir / "adapter_config.json"
-    if path.exists():
-        config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": base_model}
-        path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": base_model}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _could_be_hub_id(name: str) -> bool:
@@ -136,17 +166,19 @@ def _results_table(metrics: dict[str, Any], data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _usage(name: str, base_model: str, is_adapter: bool) -> str:
+def _usage(model_id: str, base_model: str, is_adapter: bool) -> str:
     if is_adapter:
         code = (
-            "from peft import AutoPeftModelForSequenceClassification\n"
-            "from transformers import AutoTokenizer\n\n"
-            f'model = AutoPeftModelForSequenceClassification.from_pretrained("{name}")  # on {base_model}\n'
-            f'tokenizer = AutoTokenizer.from_pretrained("{name}")'
+            "from peft import PeftModel\n"
+            "from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline\n\n"
+            f'config = AutoConfig.from_pretrained("{model_id}")  # knows the labels\n'
+            f'base = AutoModelForSequenceClassification.from_pretrained("{base_model}", config=config)\n'
+            f'model = PeftModel.from_pretrained(base, "{model_id}")\n'
+            f'classify = pipeline("text-classification", model, tokenizer=AutoTokenizer.from_pretrained("{model_id}"))'
         )
     else:
-        code = f'from transformers import pipeline\n\nclassify = pipeline("text-classification", model="{name}")'
-    return f"```python\n{code}\n```"
+        code = f'from transformers import pipeline\n\nclassify = pipeline("text-classification", "{model_id}")'
+    return f'```python\n{code}\nprint(classify("Some text."))\n```'
 
 
 def _data_table(data: dict[str, Any]) -> str:

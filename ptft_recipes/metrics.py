@@ -8,6 +8,8 @@ import numpy as np
 
 from ptft_recipes.labels import MULTI, REGRESSION
 
+LOWER_IS_BETTER = ("mse", "mae")
+
 
 def classification_metrics(prediction, *, problem_type: str, label_names: list[str], weights=None) -> dict[str, float]:
     """Score the predictions of a sequence classifier.

@@ -11,6 +11,8 @@ from ptft_recipes.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text", "xmod")
+
 
 @dataclass
 class ModelArguments:
@@ -61,12 +63,19 @@ def base_model_name(model_args: ModelArguments) -> str:
 
 
 def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
-    """Load the model's tokenizer.
+    """Load the model's tokenizer, whose `model_max_length` is at most what the model has positions for.
 
     Raises:
         InputError: It cannot be found or read.
     """
-    return _from_pretrained(AutoTokenizer, model_args)
+    tokenizer = _from_pretrained(AutoTokenizer, model_args)
+    config = _from_pretrained(AutoConfig, model_args)
+    positions = getattr(config, "max_position_embeddings", None)
+    if tokenizer.model_max_length > 1_000_000 and positions:  # the tokenizer does not know
+        # The RoBERTa family counts positions from padding_idx + 1 on.
+        reserved = config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
+        tokenizer.model_max_length = positions - reserved
+    return tokenizer
 
 
 def load_model(

@@ -36,7 +36,7 @@ def describe_environment(recipe: str, training_args) -> dict[str, Any]:
         "hardware": _gpu_name() if device == "cuda" else f"{_cpu_name()}, {os.cpu_count()} cores",
         "device": device,
         "processes": training_args.world_size,
-        "precision": "bf16" if training_args.bf16 else "fp16" if training_args.fp16 else "fp32",
+        "precision": {"no": "fp32"}.get(training_args.mixed_precision, training_args.mixed_precision),
     }
 
 

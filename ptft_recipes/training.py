@@ -17,7 +17,10 @@ from transformers.trainer_utils import set_seed
 
 from ptft_recipes.checkpoints import check_output_dir, find_checkpoint, saved_checkpoints
 from ptft_recipes.errors import InputError, nearest
+from ptft_recipes.hub import check_login
+from ptft_recipes.metrics import LOWER_IS_BETTER
 from ptft_recipes.modeling import ModelArguments, base_model_name
+from ptft_recipes.optimization import apply_layer_wise_decay
 from ptft_recipes.provenance import describe_environment
 
 logger = logging.getLogger(__name__)
@@ -38,15 +41,23 @@ def start_run(
         What a reader needs to trust or repeat the run; it ends up in `results.json` under `run`.
 
     Raises:
-        InputError: The processes do not train together, the output folder is in use, a tracker is not installed, or a
-            token stands on the command line.
+        InputError: The processes do not train together, one process has several GPUs, the output folder is in use or
+            cannot be written, a tracker is not installed, a token stands on the command line, or there is no login
+            for `--push_to_hub`.
     """
     _configure_logging(training_args)
     if training_args.world_size != (wanted := int(os.environ.get("WORLD_SIZE", 1))):
         raise InputError(f"{wanted} processes were started and {training_args.world_size} would train together")
+    if training_args.n_gpu > 1:
+        raise InputError(
+            f"one process sees {training_args.n_gpu} GPUs and would use them by DataParallel, which multiplies the "
+            "loss; launch with accelerate_configs/multi_gpu.yaml, or set CUDA_VISIBLE_DEVICES=0"
+        )
     check_output_dir(training_args)
     if training_args.hub_token:
         raise InputError("--hub_token would be saved with the run; use `hf auth login` or the variable HF_TOKEN")
+    if training_args.push_to_hub and training_args.should_save:
+        check_login()
     for callback in _trackers(training_args):
         try:
             callback()
@@ -149,18 +160,29 @@ class RecipeTrainer(Trainer):
     - `--push_to_hub` acts once, at the end, by `ptft_recipes.hub.publish`, instead of uploading `output_dir` as it is.
     """
 
-    def __init__(self, *args, **kwargs):  # noqa: D107
+    def __init__(self, *args, layer_wise_decay: float = 1.0, **kwargs):  # noqa: D107
         super().__init__(*args, **kwargs)
+        self.layer_wise_decay = layer_wise_decay
         self.push_at_end, self.args.push_to_hub = self.args.push_to_hub, False
         if self.compute_loss_func is None:
             self.model_accepts_loss_kwargs = False
         self.args.logging_nan_inf_filter = False
+        if (self.args.metric_for_best_model or "").removeprefix("eval_") in LOWER_IS_BETTER:
+            self.args.greater_is_better = False  # TrainingArguments knows it of names that end in "loss" only
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.add_callback(LogCallback)
         self._eval_loss, self._eval_items = 0.0, 0
         if self.eval_dataset is not None and "length" in self.eval_dataset.column_names:
             self.eval_dataset = self.eval_dataset.sort("length", reverse=True)
+
+    def create_optimizer(self, model=None):
+        """Create the optimizer; with `layer_wise_decay` the learning rate falls from the head down."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.layer_wise_decay != 1:
+            apply_layer_wise_decay(optimizer, self.model if model is None else model, self.layer_wise_decay)
+        return optimizer
 
     def _get_eval_sampler(self, eval_dataset):
         return None  # the data set's own order
@@ -191,7 +213,9 @@ class RecipeTrainer(Trainer):
         if self.args.load_best_model_at_end and self.eval_dataset is not None:
             rows = min(len(self.eval_dataset), self.args.eval_batch_size * self.args.world_size)
             loader = self.get_eval_dataloader(self.eval_dataset.select(range(rows)))
+            self.is_in_train = True  # else --bf16_full_eval casts the weights that are to be trained
             metrics = self.evaluation_loop(loader, "Check", metric_key_prefix="eval").metrics
+            self.is_in_train = False
             self.callback_handler.on_predict(self.args, self.state, self.control, metrics)  # closes the bar
             names = [name.removeprefix("eval_") for name in metrics]
             if best.removeprefix("eval_") not in names:
@@ -243,7 +267,7 @@ class RecipeTrainer(Trainer):
         grad_norm = super()._get_grad_norm(model, grad_norm)
         loss = float(self._tr_loss)
         # Under fp16 the loss scaler meets overflowing gradients on its own and skips the step.
-        gradient = 0.0 if self.args.fp16 or grad_norm is None else float(grad_norm)
+        gradient = 0.0 if self.args.mixed_precision == "fp16" or grad_norm is None else float(grad_norm)
         if not math.isfinite(loss + gradient):
             saved = saved_checkpoints(self.args.output_dir)
             raise FloatingPointError(

@@ -34,6 +34,10 @@ class TuningArguments:
         default="full",
         metadata={"help": "full, linear_probe, bitfit, a PEFT method (lora, ia3, ...), or a folder with an adapter"},
     )
+    layer_wise_decay: float = field(
+        default=1.0,
+        metadata={"help": "factor per layer by which the learning rate falls from the head down, e.g. 0.8"},
+    )
     tuning_kwargs: list[str] = field(
         default_factory=list, metadata={"help": "fields of the PEFT method's config: r=16 lora_alpha=32 ..."}
     )
@@ -61,6 +65,8 @@ def apply_tuning(
         InputError: An unknown method, or a field that the method's config does not have or not with this type.
     """
     method = tuning_args.tuning
+    if not 0 < tuning_args.layer_wise_decay <= 1:
+        raise InputError(f"--layer_wise_decay {tuning_args.layer_wise_decay}: must be above 0 and at most 1")
     if method != "full" and {name.rpartition(".")[0] for name, _ in model.named_parameters()} <= {*new_modules}:
         raise InputError(f"--tuning {method}: all weights of this model are new; only --tuning full can train them")
     if method in PLAIN_METHODS:

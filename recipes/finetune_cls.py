@@ -108,6 +108,7 @@ def main(argv=None):
         train_dataset=dataset["train"],
         eval_dataset=dataset["validation"],
         processing_class=tokenizer,
+        layer_wise_decay=tuning_args.layer_wise_decay,
         compute_loss_func=loss,
         compute_metrics=metrics,
         callbacks=[EarlyStoppingCallback(patience)] if patience else None,

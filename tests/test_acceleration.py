@@ -1,8 +1,11 @@
 """How many processes run, and what the hardware computes in natively: detected, not assumed."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
+from ptft_recipes import cli
 from ptft_recipes.acceleration import check_processes, has_native_bf16
 from ptft_recipes.errors import InputError
 
@@ -71,3 +74,27 @@ def test_bf16_is_detected_on_the_device_that_will_be_used(monkeypatch, gpu, use_
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert has_native_bf16(use_cpu) is expected
+
+
+@pytest.mark.parametrize(
+    ("launcher", "flags", "expected"),
+    [
+        ({"ACCELERATE_USE_CPU": "True"}, [], (True, False, False)),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_USE_CPU": "True"}, [], (True, True, False)),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, ["--bf16", "false"], (False, False, False)),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, [], (False, False, True)),
+    ],
+)
+def test_the_launchers_choice_of_device_and_precision_is_kept(launched, monkeypatch, launcher, flags, expected):
+    launched(**launcher)
+    monkeypatch.setattr(cli, "_has_accelerator", lambda: True)
+    monkeypatch.setattr(cli, "has_native_bf16", lambda use_cpu: False)
+
+    @dataclass
+    class Precision:
+        use_cpu: bool = False
+        bf16: bool = False
+        fp16: bool = False
+
+    found = cli.parse_args([Precision], {}, flags)[0]
+    assert (found.use_cpu, found.bf16, found.fp16) == expected

@@ -20,12 +20,13 @@ EDGES = {
     "metrics": {"labels"},
     "modeling": {"demo", "errors"},
     "objectives": {"errors", "labels"},
+    "optimization": {"errors"},
     "provenance": set(),
     "reading": {"errors"},
     "reporting": set(),
     "significance": set(),
     "tokenization": {"errors"},
-    "training": {"checkpoints", "errors", "modeling", "provenance"},
+    "training": {"checkpoints", "errors", "hub", "metrics", "modeling", "optimization", "provenance"},
     "tuning": {"errors"},
 }
 

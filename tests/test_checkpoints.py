@@ -50,3 +50,14 @@ def test_an_empty_folder_is_free(tmp_path):
     check_output_dir(arguments(tmp_path / "new"))
     with pytest.raises(InputError, match="has no complete checkpoint"):
         check_output_dir(arguments(tmp_path, "last"))
+
+
+def test_a_save_that_was_cut_off_is_no_checkpoint_to_go_on_from(tmp_path):
+    (tmp_path / "checkpoint-5").mkdir()
+    check_output_dir(arguments(tmp_path))
+
+
+def test_an_output_dir_that_cannot_be_a_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="is no folder that can be written to"):
+        check_output_dir(arguments(tmp_path / "file" / "run"))

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard
+from transformers import BertConfig
 
 from ptft_recipes import hub
 from ptft_recipes.errors import InputError
@@ -39,7 +40,7 @@ def results(**run):
 
 
 def card(tmp_path, **run) -> ModelCard:
-    hub.write_model_card(tmp_path, results(**run), "text-classification")
+    hub.write_model_card(tmp_path, results(**run), "text-classification", "me/x")
     return ModelCard.load(tmp_path / "README.md")
 
 
@@ -73,7 +74,7 @@ def test_a_folder_that_exists_here_is_no_base_model(tmp_path, monkeypatch):
 
 
 def test_a_run_without_test_labels_says_so(tmp_path):
-    hub.write_model_card(tmp_path, results() | {"metrics": {}}, "text-classification")
+    hub.write_model_card(tmp_path, results() | {"metrics": {}}, "text-classification", "me/x")
     text = ModelCard.load(tmp_path / "README.md").text
     assert "The test split has no labels; nothing was scored." in text
 
@@ -89,12 +90,18 @@ def test_an_adapter_names_its_base_as_others_know_it(tmp_path):
     hub.publish(fake_trainer(tmp_path, push=False), results(), "text-classification")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config == {"base_model_name_or_path": "org/base", "r": 4}
-    assert "AutoPeftModelForSequenceClassification" in (tmp_path / "README.md").read_text()
+    assert json.loads((tmp_path / "config.json").read_text())["id2label"] == {"0": "no", "1": "yes"}
+    assert "PeftModel.from_pretrained(base" in (tmp_path / "README.md").read_text()
 
 
 def fake_trainer(folder: Path, push: bool, **args):
     arguments = {"output_dir": str(folder), "hub_model_id": "me/mine", "hub_private_repo": None} | args
-    return SimpleNamespace(args=SimpleNamespace(**arguments), push_at_end=push, is_world_process_zero=lambda: True)
+    return SimpleNamespace(
+        args=SimpleNamespace(**arguments),
+        push_at_end=push,
+        is_world_process_zero=lambda: True,
+        model=SimpleNamespace(config=BertConfig(id2label={0: "no", 1: "yes"})),
+    )
 
 
 class FakeApi:
@@ -102,9 +109,6 @@ class FakeApi:
 
     calls: list
     public = False
-
-    def __init__(self):
-        FakeApi.calls = []
 
     def create_repo(self, repo_id, private, exist_ok):
         self.calls.append(("create", repo_id, private))
@@ -125,6 +129,7 @@ class FakeApi:
 def api(monkeypatch):
     monkeypatch.setattr(hub, "HfApi", FakeApi)
     monkeypatch.setattr(FakeApi, "public", False)
+    monkeypatch.setattr(FakeApi, "calls", [], raising=False)
     return FakeApi
 
 
@@ -145,10 +150,29 @@ def test_nothing_is_pushed_to_a_public_repository_by_accident(tmp_path, api):
         hub.publish(fake_trainer(tmp_path, push=True), results(), "text-classification")
     assert len(api.calls) == 1
     hub.publish(fake_trainer(tmp_path, push=True, hub_private_repo=False), results(), "text-classification")
-    assert api.calls[0] == ("create", "me/mine", False)
+    assert api.calls[1] == ("create", "me/mine", False)
+
+
+def test_the_card_of_a_push_names_the_repository(tmp_path, api):
+    hub.publish(fake_trainer(tmp_path, push=True), results(), "text-classification")
+    assert 'pipeline("text-classification", "me/mine")' in (tmp_path / "README.md").read_text()
+
+
+def test_a_failed_push_keeps_everything_and_says_how_to_retry(tmp_path, api, monkeypatch):
+    def fail(self, **kwargs):
+        raise ConnectionError("the line is dead")
+
+    monkeypatch.setattr(FakeApi, "upload_folder", fail)
+    with pytest.raises(InputError, match=r"push to me/mine failed \(the line is dead\).* Retry: hf upload me/mine"):
+        hub.publish(fake_trainer(tmp_path, push=True), results(), "text-classification")
+    assert (tmp_path / "README.md").exists()
+
+
+def test_no_login_is_told_at_the_start():
+    with pytest.raises(InputError, match="--push_to_hub: no login at the Hub"):
+        hub.check_login()
 
 
 def test_nothing_is_pushed_unless_asked(tmp_path, api):
-    api.calls = []
     hub.publish(fake_trainer(tmp_path, push=False), results(), "text-classification")
     assert api.calls == []

@@ -82,6 +82,15 @@ def test_frozen_weights_do_not_move_and_a_reload_predicts_the_same(run_cls, tmp_
     assert run["trainable_parameters"] < run["total_parameters"] / 2
 
 
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_the_code_on_the_card_runs_and_answers_with_label_names(run_cls, tmp_path, tuning, capsys):
+    run_cls(tuning=tuning, max_steps=2)
+    code = (tmp_path / "run" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    capsys.readouterr()
+    exec(compile(code, "card", "exec"), {})
+    assert any(topic in capsys.readouterr().out for topic in TOPICS)
+
+
 def test_training_goes_on_from_a_saved_adapter(run_cls, tmp_path):
     run_cls(tuning="lora", num_train_epochs=3)
     results = run_cls(tuning=str(tmp_path / "run"), max_steps=1, learning_rate=1e-6, output_dir=tmp_path / "more")
@@ -191,6 +200,36 @@ def test_another_seed_gives_other_weights(run_cls, tmp_path):
     assert (tmp_path / "1" / "model.safetensors").read_bytes() != (tmp_path / "2" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("metric", ["mse", "mae"])
+def test_the_best_epoch_by_an_error_is_the_lowest(run_cls, tmp_path, metric):
+    rows = [{"text": row["text"], "label": len(row["text"]) / 10 + 0.5} for row in topic_rows(120, 0)]
+    results = run_cls(
+        data=False, dataset_name=write_csv(tmp_path / "x.csv", rows), num_train_epochs=3, metric_for_best_model=metric
+    )
+    state = json.loads(max((tmp_path / "run").glob("checkpoint-*/trainer_state.json")).read_text())
+    values = [entry[f"eval_{metric}"] for entry in state["log_history"] if f"eval_{metric}" in entry]
+    assert results["run"]["validation"][metric] == pytest.approx(min(values))
+
+
+def test_somebody_elses_files_are_not_overwritten(run_cls, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "README.md").write_text("mine")
+    with pytest.raises(InputError, match=r"has README.md, which the run would overwrite"):
+        run_cls(max_steps=1)
+    assert (tmp_path / "run" / "README.md").read_text() == "mine"
+
+
+def test_the_layers_of_a_run_move_less_from_the_head_down(run_cls, tmp_path, checkpoint):
+    run_cls(max_steps=3, layer_wise_decay=0.1, warmup_steps=0)
+    before = AutoModelForSequenceClassification.from_pretrained(checkpoint).base_model.state_dict()
+    after = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run").base_model.state_dict()
+    moved = [
+        (after[name] - before[name]).abs().mean().item()
+        for name in (f"encoder.layer.{i}.attention.self.value.weight" for i in (0, 1))
+    ]
+    assert 0 < moved[0] < moved[1] / 5
+
+
 def test_a_finished_run_is_not_overwritten(run_cls):
     run_cls(max_steps=1)
     with pytest.raises(InputError, match="holds a finished run; choose another --output_dir"):
@@ -227,6 +266,7 @@ def test_a_nan_stops_the_run_with_its_step_and_leaves_no_result(run_cls, tmp_pat
         (["--resume_from_checkpoint", "last"], "has no complete checkpoint"),
         (["--label_column", "topic"], "no column 'topic'; its columns are 'text', 'label'"),
         (["--max_length", "100"], "this model reads at most 64 tokens"),
+        (["--layer_wise_decay", "1.5"], "must be above 0 and at most 1"),
         (["--tuning", "loro"], "did you mean 'lora'"),
         (["--tuning", "lora", "--from_scratch"], "only --tuning full can train them"),
         (["--model_name_or_path", "no/such-model"], "cannot load AutoTokenizer from no/such-model"),
