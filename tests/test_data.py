@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import time
 from collections import Counter
 
@@ -456,7 +457,8 @@ def test_data_too_small_to_cut_ask_for_the_missing_file(tmp_path, counts, split)
     path = write_csv(tmp_path / "train.csv", skewed(counts))
     with pytest.raises(InputError, match=f"rows: too few to cut a {split} split from; give --{split}_file"):
         load(train_file=path)
-    _, report = load(train_file=path, validation_file=path, test_file=path)
+    copy = shutil.copy(path, tmp_path / "copy.csv")
+    _, report = load(train_file=path, validation_file=path, test_file=copy)
     assert report["rows"]["train"] == sum(counts.values())
 
 
@@ -523,7 +525,9 @@ def test_the_fingerprint_changes_with_any_row_text_label_and_order_and_with_noth
 
     def fingerprint(rows, name="train.csv"):
         path = write_csv(tmp_path / name, rows)
-        return load(train_file=path, validation_file=path, test_file=path)[1]["fingerprint"]
+        return load(train_file=path, validation_file=path, test_file=shutil.copy(path, f"{path}.copy.csv"))[1][
+            "fingerprint"
+        ]
 
     first = fingerprint(ROWS)
     assert set(first) == set(SPLITS)
@@ -567,3 +571,17 @@ def test_the_recipe_refuses_bad_data_before_it_looks_for_a_model(finetune_cls, t
     with pytest.raises(InputError) as error:
         finetune_cls.main([*argv, "--train_file", str(tmp_path / name)])
     assert said in str(error.value)
+
+
+def test_what_is_tested_on_does_not_choose(tmp_path):
+    train = write_csv(tmp_path / "train.csv", topic_rows(40, 0))
+    held_out = write_csv(tmp_path / "dev.csv", topic_rows(10, 1))
+    with pytest.raises(InputError, match="--validation_file and --test_file are the same; leave one out"):
+        load(train_file=train, validation_file=held_out, test_file=held_out)
+    saved = {"train": topic_rows(40, 0), "validation": topic_rows(10, 1)}
+    DatasetDict({split: Dataset.from_list(rows) for split, rows in saved.items()}).save_to_disk(tmp_path / "saved")
+    splits, report = load(dataset_name=str(tmp_path / "saved"), test_split="validation")
+    assert report["rows"] == {"train": 36, "validation": 4, "test": 10}
+    assert report["cut"] == {"validation": 4}
+    assert splits["test"]["text"][:] == [row["text"] for row in saved["validation"]]
+    assert not list((tmp_path / "saved").rglob("cache-*")), "nothing is written into the user's folder"

@@ -88,7 +88,8 @@ def test_the_code_on_the_card_runs_and_answers_with_label_names(run_cls, tmp_pat
     code = (tmp_path / "run" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     capsys.readouterr()
     exec(compile(code, "card", "exec"), {})
-    assert any(topic in capsys.readouterr().out for topic in TOPICS)
+    printed = capsys.readouterr().out
+    assert any(f"'label': '{topic}'" in printed for topic in TOPICS)
 
 
 def test_training_goes_on_from_a_saved_adapter(run_cls, tmp_path):
