@@ -1,6 +1,7 @@
-"""What the hardware does, and how many processes run on it: detected, never assumed."""
+"""What the hardware does, how many processes run on it, and batches of rows of similar length."""
 
 import os
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -49,3 +50,40 @@ def check_processes(use_cpu: bool = False) -> None:
             f"{processes} processes on a machine with {torch.cuda.device_count()} GPUs: lower --num_processes, or "
             "pass --use_cpu true to the recipe to leave the GPUs alone"
         )
+
+
+class LengthGroupedSampler(torch.utils.data.Sampler[int]):
+    """Row numbers in an order in which every group of rows is of similar length, and the groups come in random order.
+
+    transformers' sampler of this name yields each of its pools longest rows first: an epoch then ends on the shortest
+    rows, and what goes with length (the label, often) drifts. It also draws from the global generator, so that a
+    resumed run sees other batches. Here the groups are shuffled, and the order depends on seed and epoch alone.
+
+    Args:
+        lengths: `[rows]` tokens per row.
+        group_size: Rows per optimizer step: batch size times processes times accumulation.
+        seed: Of the order.
+        pool_groups: Groups whose rows are sorted together; more make them more alike, and less random.
+    """
+
+    def __init__(self, lengths: Sequence[int], group_size: int, seed: int, pool_groups: int = 50):  # noqa: D107
+        self.lengths = torch.as_tensor(lengths)
+        self.group_size, self.pool_size, self.seed, self.epoch = group_size, group_size * pool_groups, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch; Trainer calls this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:  # noqa: D105
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:  # noqa: D105
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        groups = []
+        for pool in torch.randperm(len(self), generator=generator).split(self.pool_size):
+            groups += pool[self.lengths[pool].argsort(stable=True)].split(self.group_size)
+        # Only full groups move: a short one in between would shift the borders of all that follow.
+        whole = [group for group in groups if len(group) == self.group_size]
+        rest = [group for group in groups if len(group) < self.group_size]
+        order = torch.randperm(len(whole), generator=generator).tolist()
+        yield from torch.cat([*(whole[i] for i in order), *rest]).tolist()

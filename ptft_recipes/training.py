@@ -15,6 +15,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import set_seed
 
+from ptft_recipes.acceleration import LengthGroupedSampler
 from ptft_recipes.checkpoints import check_output_dir, find_checkpoint, saved_checkpoints
 from ptft_recipes.errors import InputError, nearest
 from ptft_recipes.hub import check_login
@@ -152,11 +153,12 @@ class RecipeTrainer(Trainer):
     - Trainer takes any model whose `forward` has `**kwargs` for one that divides its loss by `num_items_in_batch`;
       most encoders do not, and their loss grows with accumulation and with processes. Here the loss is
       `compute_loss_func`, a sum over the whole optimizer step divided once; without one, the mean over micro-batches.
-    - With batches grouped by length, Trainer also predicts in that shuffled order; here rows pass through the model
-      longest first, and `predict` returns them in the order of the data set.
+    - With batches grouped by length, Trainer ends an epoch on its shortest rows, and predicts in shuffled order; here
+      the batches are shuffled (`LengthGroupedSampler`), rows are predicted longest first, and `predict` returns them
+      in the order of the data set.
     - Evaluating before training no longer keeps the processes from averaging their gradients.
     - Trainer's `eval_loss` is a mean of batch means; here it is the mean over all items, none counted twice.
-    - Trainer shows a nan loss as the running mean and finishes; here training stops before the weights are touched.
+    - Trainer shows a nan loss as the running mean and finishes; here training stops before the weights change.
     - `--push_to_hub` acts once, at the end, by `ptft_recipes.hub.publish`, instead of uploading `output_dir` as it is.
     """
 
@@ -183,6 +185,16 @@ class RecipeTrainer(Trainer):
         if is_new and self.layer_wise_decay != 1:
             apply_layer_wise_decay(optimizer, self.model if model is None else model, self.layer_wise_decay)
         return optimizer
+
+    def _get_train_sampler(self, train_dataset=None):
+        # Not of the argument: Trainer has taken the column `length` out of it.
+        columns = getattr(self.train_dataset, "column_names", None) or []
+        if self.args.train_sampling_strategy != "group_by_length" or "length" not in columns:
+            return super()._get_train_sampler(train_dataset)
+        args = self.args
+        group_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return LengthGroupedSampler(self.train_dataset["length"][:], group_size, seed)
 
     def _get_eval_sampler(self, eval_dataset):
         return None  # the data set's own order

@@ -1,12 +1,13 @@
 """How many processes run, and what the hardware computes in natively: detected, not assumed."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
 
 from ptft_recipes import cli
-from ptft_recipes.acceleration import check_processes, has_native_bf16
+from ptft_recipes.acceleration import LengthGroupedSampler, check_processes, has_native_bf16
 from ptft_recipes.errors import InputError
 
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no"}
@@ -98,3 +99,39 @@ def test_the_launchers_choice_of_device_and_precision_is_kept(launched, monkeypa
 
     found = cli.parse_args([Precision], {}, flags)[0]
     assert (found.use_cpu, found.bf16, found.fp16) == expected
+
+
+LENGTHS = [1 + (i * 37) % 100 for i in range(1003)]
+
+
+def groups(sampler, size=8):
+    rows = list(sampler)
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 400, 401, 1003])
+def test_every_row_comes_once_in_an_epoch(count):
+    sampler = LengthGroupedSampler(LENGTHS[:count], 8, seed=1)
+    assert len(sampler) == count
+    assert sorted(sampler) == list(range(count))
+
+
+def test_the_rows_of_a_group_are_of_similar_length_and_the_groups_in_no_order():
+    found = groups(LengthGroupedSampler(LENGTHS, 8, seed=1))
+    spread = [max(LENGTHS[i] for i in group) - min(LENGTHS[i] for i in group) for group in found[:-2]]
+    assert sum(spread) / len(spread) < 5, "of 99 if rows came at random"
+    means = [sum(LENGTHS[i] for i in group) / len(group) for group in found[:-2]]
+    steps = [later - earlier for earlier, later in pairwise(means)]
+    assert 0.4 < sum(step > 0 for step in steps) / len(steps) < 0.6
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    def order(seed, epoch):
+        torch.manual_seed(torch.seed())  # whatever the global generator is at
+        sampler = LengthGroupedSampler(LENGTHS, 8, seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 1) == order(1, 1) != order(1, 0)
+    assert order(2, 0) != order(1, 0)

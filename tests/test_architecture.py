@@ -26,7 +26,7 @@ EDGES = {
     "reporting": set(),
     "significance": set(),
     "tokenization": {"errors"},
-    "training": {"checkpoints", "errors", "hub", "metrics", "modeling", "optimization", "provenance"},
+    "training": {"acceleration", "checkpoints", "errors", "hub", "metrics", "modeling", "optimization", "provenance"},
     "tuning": {"errors"},
 }
 

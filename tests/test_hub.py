@@ -62,7 +62,7 @@ def test_the_metadata_is_the_hubs(tmp_path):
     assert [(score["type"], score["value"]) for score in scores] == [("accuracy", 0.7213)]
 
 
-@pytest.mark.parametrize("base", ["/home/me/model", "runs/pretrain mlm", "a/b/c"])
+@pytest.mark.parametrize("base", ["/models/mine", "runs/pretrain mlm", "a/b/c"])
 def test_a_path_is_no_base_model(tmp_path, base):
     assert "base_model" not in card(tmp_path, base_model=base).data.to_dict()
 

@@ -111,3 +111,24 @@ def test_a_validation_loss_that_is_not_finite_is_reported_as_such(checkpoint, tm
     trainer, _ = build_trainer(checkpoint, "sequence", str(tmp_path), 8, 1, eval_dataset=rows("sequence", 4))
     torch.nn.init.constant_(trainer.model.classifier.bias, float("nan"))
     assert np.isnan(trainer.evaluate()["eval_loss"])
+
+
+def test_every_epoch_has_its_own_order_of_similar_lengths(checkpoint, tokenizer, tmp_path):
+    trainer, _ = build_trainer(
+        checkpoint, "sequence", str(tmp_path), 4, 1, processing_class=tokenizer, train_dataset=uneven_rows(24)
+    )
+    trainer.args.train_sampling_strategy = "group_by_length"
+    trainer.args.max_steps, trainer.args.num_train_epochs = -1, 3
+    seen, step = [], trainer.training_step
+
+    def watch(model, inputs, num_items_in_batch=None):
+        seen.append(tuple(inputs["attention_mask"].sum(dim=1).tolist()))
+        return step(model, inputs, num_items_in_batch)
+
+    trainer.training_step = watch
+    trainer.train()
+    epochs = [seen[i : i + 6] for i in (0, 6, 12)]
+    assert len(seen) == 18
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert all(sorted(sum(epoch, ())) == sorted(uneven_rows(24)["length"]) for epoch in epochs)
+    assert sum(max(batch) - min(batch) for batch in seen) / len(seen) < 4

@@ -281,14 +281,20 @@ def test_mistakes_end_in_one_clear_line(run_cls, flags, message):
     assert "\n" not in str(caught.value)
 
 
-def test_resume_goes_on_from_the_newest_checkpoint(run_cls, tmp_path):
-    whole = run_cls(num_train_epochs=2, output_dir=tmp_path / "whole", lr_scheduler_type="constant")
-    run_cls(num_train_epochs=1, lr_scheduler_type="constant")
+@pytest.mark.parametrize("steps", [32, 40], ids=["at the end of an epoch", "in the middle of an epoch"])
+def test_a_resumed_run_ends_in_the_same_weights(run_cls, tmp_path, steps):
+    common = {"lr_scheduler_type": "constant", "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 8,
+              "eval_steps": 8, "num_train_epochs": 2, "save_total_limit": 9}  # fmt: skip
+    whole = run_cls(**common, output_dir=tmp_path / "whole")
+    run_cls(**common, max_steps=steps)
     (tmp_path / "run" / "results.json").unlink()  # as if it had been killed before the end
     with pytest.raises(InputError, match="go on with --resume_from_checkpoint last"):
-        run_cls(num_train_epochs=2, lr_scheduler_type="constant")
-    resumed = run_cls(num_train_epochs=2, lr_scheduler_type="constant", resume_from_checkpoint="last")
+        run_cls(**common)
+    resumed = run_cls(**common, resume_from_checkpoint="last")
     assert resumed["run"]["steps"] == whole["run"]["steps"] == 64
+    last = "checkpoint-64/model.safetensors"
+    assert (tmp_path / "run" / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()
+    assert resumed["metrics"] == whole["metrics"]
 
 
 def test_a_copy_runs_from_an_empty_folder_with_exit_codes(tmp_path, checkpoint, topics):
