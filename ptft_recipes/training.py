@@ -176,7 +176,7 @@ class RecipeTrainer(Trainer):
         self.add_callback(LogCallback)
         self._eval_loss, self._eval_items = 0.0, 0
         if self.eval_dataset is not None and "length" in self.eval_dataset.column_names:
-            self.eval_dataset = self.eval_dataset.sort("length", reverse=True)
+            self.eval_dataset = self.eval_dataset.select(_longest_first(self.eval_dataset))
 
     def create_optimizer(self, model=None):
         """Create the optimizer; with `layer_wise_decay` the learning rate falls from the head down."""
@@ -203,7 +203,7 @@ class RecipeTrainer(Trainer):
         """Predict, longest rows first, and return predictions and labels in the order of the data set."""
         if "length" not in test_dataset.column_names:
             return super().predict(test_dataset, *args, **kwargs)
-        order = np.argsort(test_dataset["length"], kind="stable")[::-1]
+        order = _longest_first(test_dataset)
         output = super().predict(test_dataset.select(order), *args, **kwargs)
         place = np.argsort(order)
         labels = None if output.label_ids is None else output.label_ids[place]
@@ -288,3 +288,7 @@ class RecipeTrainer(Trainer):
                 "--learning_rate, more --warmup_steps, or --bf16 false"
             )
         return grad_norm
+
+
+def _longest_first(dataset) -> np.ndarray:
+    return np.argsort(dataset["length"][:], kind="stable")[::-1]
