@@ -34,12 +34,12 @@ class TuningArguments:
         default="full",
         metadata={"help": "full, linear_probe, bitfit, a PEFT method (lora, ia3, ...), or a folder with an adapter"},
     )
+    tuning_kwargs: list[str] = field(
+        default_factory=list, metadata={"help": "fields of the PEFT method's config: r=16 lora_alpha=32 ..."}
+    )
     layer_wise_decay: float = field(
         default=1.0,
         metadata={"help": "factor per layer by which the learning rate falls from the head down, e.g. 0.8"},
-    )
-    tuning_kwargs: list[str] = field(
-        default_factory=list, metadata={"help": "fields of the PEFT method's config: r=16 lora_alpha=32 ..."}
     )
 
 

@@ -26,9 +26,8 @@ def commands() -> list[list[str]]:
     return [command for command in found if command]
 
 
-RECIPE_COMMANDS = [
-    command for command in commands() if any(re.fullmatch(r"recipes/\w+\.py", word) for word in command)
-]
+LAUNCHED = [command for command in commands() if command[0] in ("accelerate", "python")]
+RECIPE_COMMANDS = [command for command in LAUNCHED if any(re.fullmatch(r"recipes/\w+\.py", word) for word in command)]
 
 
 def test_there_is_something_to_test():
@@ -56,7 +55,7 @@ def test_documented_paths_exist():
         paths |= set(re.findall(r"\b((?:recipes|ptft_recipes|accelerate_configs|tests|benchmarks)/[\w./-]*\w)", text))
         paths |= {link for link in re.findall(r"\]\(([^)#:]+)\)", text) if document.parent == ROOT}
     assert len(paths) > 10
-    missing = [path for path in sorted(paths) if not (ROOT / path).exists()]
+    missing = [path for path in sorted(paths) if not (ROOT / path).exists() and not path.endswith("_")]
     assert missing == []
 
 
