@@ -8,6 +8,8 @@ from conftest import ROOT
 
 EDGES = {
     "acceleration": {"errors"},
+    "architectures": {"errors"},
+    "bottleneck": {"architectures", "errors"},
     "checkpoints": {"errors"},
     "cli": {"acceleration", "errors"},
     "data": {"demo", "errors", "labels", "reading"},
