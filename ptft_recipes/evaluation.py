@@ -11,7 +11,7 @@ from transformers import EvalPrediction
 
 from ptft_recipes.labels import MULTI, REGRESSION, SINGLE
 from ptft_recipes.metrics import confusion_matrix, probabilities
-from ptft_recipes.provenance import peak_memory, seconds_since_start
+from ptft_recipes.provenance import peak_memory, saved_mib, seconds_since_start
 from ptft_recipes.reporting import plot_confusion_matrix, plot_learning_curves, write_yaml
 from ptft_recipes.significance import bootstrap_intervals
 from ptft_recipes.tuning import count_parameters
@@ -80,6 +80,7 @@ def _describe_training(trainer, test_metrics: dict[str, float]) -> dict[str, Any
     train_seconds = train_log.get("train_runtime", 0.0)
     # Of this session only: a resumed run has steps that it did not train.
     share = (state.global_step - trainer._initial_global_step) / max(state.global_step, 1)
+    step = trainer.step_times.median()
     tokens = sum(trainer.train_dataset["length"]) * train_log.get("epoch", 0.0) * share
     return {
         "steps": state.global_step,
@@ -93,8 +94,10 @@ def _describe_training(trainer, test_metrics: dict[str, float]) -> dict[str, Any
             "test": round(test_metrics["test_runtime"], 1),
             "total": round(seconds_since_start(), 1),
         },
+        "milliseconds_per_step": None if step is None else round(1000 * step, 1),
         "tokens_per_second": round(tokens / train_seconds) if train_seconds else None,
         "peak_memory_gib": peak_memory(trainer.args.device.type),
+        "saved_mib": round(saved_mib(Path(trainer.args.output_dir)), 2),
     }
 
 
@@ -159,10 +162,19 @@ def log_results(results: dict[str, Any], output_dir: Path) -> None:
     for label, scores in by_class.items():
         row = "  ".join(f"{name} {format_score(score)}" for name, score in scores.items())
         logger.info("  %-24s %s", label, row)
-    seconds = results["run"]["seconds"]
+    run = results["run"]
+    seconds = run["seconds"]
     logger.info(
         "%s: model, results.json, plots, card; %.0f s in all, %.0f s of it training",
         output_dir,
         seconds["total"],
         seconds["train"],
+    )
+    logger.info(
+        "%s of %s weights trained; %.1f MiB saved; %s ms per step; peak memory %s",
+        f"{run['trainable_parameters']:,}",
+        f"{run['total_parameters']:,}",
+        run["saved_mib"],
+        run["milliseconds_per_step"],
+        ", ".join(f"{gib:.2f} GiB ({kind})" for kind, gib in run["peak_memory_gib"].items()),
     )

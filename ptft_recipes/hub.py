@@ -198,12 +198,16 @@ def _training_table(run: dict[str, Any]) -> str:
     best = ", ".join(
         f"validation {name} {value:.3f}" for name, value in run["validation"].items() if value is not None
     )
+    memory = ", ".join(f"{gib:.2f} GiB ({kind})" for kind, gib in run["peak_memory_gib"].items())
     rows = {
         "steps, epochs": f"{run['steps']}, {run['epochs']}",
         "best step": f"{run['best_step']} ({best})",
         "seed": run["seed"],
         "hardware": f"{run['hardware']}; {run['processes']} process(es), {run['precision']}",
         "time": f"{run['seconds']['train']:.0f} s of training, {run['seconds']['total']:.0f} s in all",
+        "weights": f"{run['trainable_parameters']:,} of {run['total_parameters']:,} trained; "
+        f"{run['saved_mib']:.1f} MiB saved",
+        "step, memory": f"{run['milliseconds_per_step']} ms per step (median); at most {memory}",
         "commit": commit,
         "versions": versions,
     }

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import psutil
 import torch
+from transformers import TrainerCallback
 
 import ptft_recipes
 
@@ -43,6 +45,29 @@ def describe_environment(recipe: str, training_args) -> dict[str, Any]:
 def seconds_since_start() -> float:
     """Return the age of this process: imports and all."""
     return time.time() - psutil.Process().create_time()
+
+
+class StepTimeCallback(TrainerCallback):
+    """Measure how long the optimizer steps take, without evaluation, saving and waiting for the first batch."""
+
+    def __init__(self):  # noqa: D107
+        self.seconds: list[float] = []
+        self._start = 0.0
+
+    def on_step_begin(self, args, state, control, **kwargs):  # noqa: D102
+        self._start = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):  # noqa: D102
+        self.seconds.append(time.perf_counter() - self._start)
+
+    def median(self) -> float | None:
+        """Return the median in seconds, which the hiccups of a shared machine do not move; None without a step."""
+        return statistics.median(self.seconds) if self.seconds else None
+
+
+def saved_mib(output_dir: Path) -> float:
+    """Return the size in MiB of the weights that a run saved: of the whole model, or of an adapter."""
+    return sum(path.stat().st_size for path in output_dir.glob("*.safetensors")) / 2**20
 
 
 def peak_memory(device: str) -> dict[str, float]:

@@ -3,26 +3,37 @@
 import logging
 import math
 import os
-import sys
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from transformers import ProgressCallback, Trainer, TrainingArguments
-from transformers import logging as transformers_logging
+from peft import PeftType
+from transformers import ProgressCallback, Trainer, TrainingArguments, default_data_collator
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import set_seed
 
+from ptft_recipes import features
 from ptft_recipes.acceleration import LengthGroupedSampler
+from ptft_recipes.adapters import AdaLoraCallback
 from ptft_recipes.checkpoints import check_output_dir, find_checkpoint, saved_checkpoints
 from ptft_recipes.errors import InputError, nearest
 from ptft_recipes.hub import check_login
+from ptft_recipes.logs import LogCallback, configure_logging
 from ptft_recipes.metrics import LOWER_IS_BETTER
 from ptft_recipes.modeling import ModelArguments, base_model_name
-from ptft_recipes.optimization import apply_layer_wise_decay
-from ptft_recipes.provenance import describe_environment
+from ptft_recipes.optimization import GradualUnfreezingCallback, set_learning_rates
+from ptft_recipes.provenance import StepTimeCallback, describe_environment
+from ptft_recipes.regularization import (
+    PretrainedDecayCallback,
+    perturbed_embeddings,
+    r_drop_loss,
+    watched_embeddings,
+)
+from ptft_recipes.tuning import TuningArguments
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +57,7 @@ def start_run(
             cannot be written, a tracker is not installed, a token stands on the command line, or there is no login
             for `--push_to_hub`.
     """
-    _configure_logging(training_args)
+    configure_logging(training_args)
     if training_args.world_size != (wanted := int(os.environ.get("WORLD_SIZE", 1))):
         raise InputError(f"{wanted} processes were started and {training_args.world_size} would train together")
     if training_args.n_gpu > 1:
@@ -77,76 +88,6 @@ def _trackers(training_args: TrainingArguments) -> list[type]:
         raise InputError(f"--report_to: {error}") from error
 
 
-def _configure_logging(training_args: TrainingArguments) -> None:
-    library = logging.getLogger("ptft_recipes")
-    if not library.handlers:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        library.addHandler(handler)
-        library.propagate = False
-    library.setLevel(logging.INFO if training_args.should_log else logging.WARNING)
-    if training_args.log_level == "passive":
-        transformers_logging.set_verbosity_error()  # its warnings on missing heads: load_model says it in one line
-    if not sys.stderr.isatty() or training_args.disable_tqdm or not training_args.should_log:
-        import datasets
-
-        datasets.disable_progress_bars()
-        transformers_logging.disable_progress_bar()
-        training_args.disable_tqdm = True
-
-
-class LogCallback(ProgressCallback):
-    """Progress bars on a terminal, and one readable line per log entry everywhere."""
-
-    def on_train_begin(self, args, state, control, **kwargs):  # noqa: D102
-        if not args.disable_tqdm:
-            super().on_train_begin(args, state, control, **kwargs)
-
-    def on_step_end(self, args, state, control, **kwargs):  # noqa: D102
-        if self.training_bar is not None:
-            super().on_step_end(args, state, control, **kwargs)
-
-    def on_prediction_step(self, args, state, control, **kwargs):  # noqa: D102
-        if not args.disable_tqdm:
-            super().on_prediction_step(args, state, control, **kwargs)
-
-    def on_train_end(self, args, state, control, **kwargs):  # noqa: D102
-        if self.training_bar is not None:
-            super().on_train_end(args, state, control, **kwargs)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):  # noqa: D102
-        line = format_log(logs or {}, state.global_step, state.max_steps)
-        if line and state.is_world_process_zero:
-            if self.training_bar is not None:
-                self.training_bar.write(line)
-            else:
-                logger.info(line)
-
-
-def format_log(logs: dict[str, float], step: int, max_steps: int) -> str:
-    """Format a log entry of Trainer as one line; an empty string for one that says nothing new.
-
-    >>> format_log({"loss": 0.51234, "learning_rate": 1e-4, "epoch": 0.5}, 60, 480)
-    'step 60/480 | epoch 0.50 | loss 0.5123 | learning_rate 0.0001'
-    """
-    if "train_runtime" in logs:
-        return f"trained for {logs['train_runtime']:.0f} s, {logs['train_samples_per_second']:.0f} samples/s"
-    hidden = ("epoch", "total_flos")
-    values = {
-        name.removeprefix("eval_"): value
-        for name, value in logs.items()
-        if name not in hidden and "/" not in name and not name.endswith(("_runtime", "_per_second", "_time"))
-    }
-    if not values:
-        return ""
-    where = f"step {step}/{max_steps} | epoch {logs.get('epoch', 0):.2f} | "
-    kind = "validation: " if any(name.startswith("eval_") for name in logs) else ""
-    shown = (
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
-    )
-    return where + kind + " | ".join(shown)
-
-
 class RecipeTrainer(Trainer):
     """transformers.Trainer with an exact loss, an exact validation loss, and a stop at the first non-finite step.
 
@@ -162,28 +103,60 @@ class RecipeTrainer(Trainer):
     - `--push_to_hub` acts once, at the end, by `ptft_recipes.hub.publish`, instead of uploading `output_dir` as it is.
     """
 
-    def __init__(self, *args, layer_wise_decay: float = 1.0, **kwargs):  # noqa: D107
+    def __init__(  # noqa: D107
+        self,
+        *args,
+        tuning_args: TuningArguments | None = None,
+        new_modules: Sequence[str] = (),
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
-        self.layer_wise_decay = layer_wise_decay
+        self.tuning_args = tuning_args or TuningArguments()
         self.push_at_end, self.args.push_to_hub = self.args.push_to_hub, False
+        self.plain_loss_func = self.compute_loss_func
         if self.compute_loss_func is None:
             self.model_accepts_loss_kwargs = False
+        self._apply_training_options(list(new_modules))
+        if features.COLUMN in (getattr(self.train_dataset, "column_names", None) or ()):
+            self.data_collator = default_data_collator  # vectors need no padding
         self.args.logging_nan_inf_filter = False
         if (self.args.metric_for_best_model or "").removeprefix("eval_") in LOWER_IS_BETTER:
             self.args.greater_is_better = False  # TrainingArguments knows it of names that end in "loss" only
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.add_callback(LogCallback)
+        self.step_times = StepTimeCallback()
+        self.add_callback(self.step_times)
         self._eval_loss, self._eval_items = 0.0, 0
         if self.eval_dataset is not None and "length" in self.eval_dataset.column_names:
             self.eval_dataset = self.eval_dataset.select(_longest_first(self.eval_dataset))
 
+    def _apply_training_options(self, new_modules: list[str]) -> None:
+        """Hook in what `tuning_args` asks of the loss and of the steps."""
+        options = self.tuning_args
+        if options.r_drop:
+            self.compute_loss_func = partial(
+                r_drop_loss,
+                loss=self.plain_loss_func,
+                strength=options.r_drop,
+                problem_type=self.model.config.problem_type,
+            )
+        if options.l2_sp:
+            self.add_callback(PretrainedDecayCallback(self.model, options.l2_sp, new_modules))
+        if options.gradual_unfreezing:
+            if self.args.world_size > 1:
+                raise InputError("--gradual_unfreezing: DistributedDataParallel cannot do it; use one process")
+            self.add_callback(GradualUnfreezingCallback(self.model, options.gradual_unfreezing))
+        if getattr(self.model, "peft_type", None) == PeftType.ADALORA:
+            self.add_callback(AdaLoraCallback())
+
     def create_optimizer(self, model=None):
-        """Create the optimizer; with `layer_wise_decay` the learning rate falls from the head down."""
+        """Create the optimizer, with the learning rates of the layers as `tuning_args` has them."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if is_new and self.layer_wise_decay != 1:
-            apply_layer_wise_decay(optimizer, self.model if model is None else model, self.layer_wise_decay)
+        decay, head_learning_rate = self.tuning_args.layer_wise_decay, self.tuning_args.head_learning_rate
+        if is_new and (decay != 1 or head_learning_rate is not None):
+            set_learning_rates(optimizer, self.model if model is None else model, decay, head_learning_rate)
         return optimizer
 
     def _get_train_sampler(self, train_dataset=None):
@@ -239,9 +212,21 @@ class RecipeTrainer(Trainer):
         vars(self.model).pop("_is_accelerate_prepared", None)
         return super().train(*args, **{"resume_from_checkpoint": find_checkpoint(self.args)} | kwargs)
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Train on a batch; with `--fgm` also on the same batch with its word embeddings shifted against the model."""
+        if not self.tuning_args.fgm:
+            return super().training_step(model, inputs, num_items_in_batch)
+        with watched_embeddings(self.model) as embeddings:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        with perturbed_embeddings(self.model, embeddings[0].grad, self.tuning_args.fgm):
+            super().training_step(model, inputs, num_items_in_batch)
+        return loss
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Compute the loss; outside training, also sum it over the items that are not padding of the last batch."""
-        if model.training or self.compute_loss_func is None:
+        if model.training and self.tuning_args.r_drop:
+            inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
+        if model.training or self.plain_loss_func is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")
         outputs = model(**inputs)
@@ -249,7 +234,7 @@ class RecipeTrainer(Trainer):
         seen = type(outputs)({name: value[:real] for name, value in outputs.items() if torch.is_tensor(value)})
         items = int((labels[:real] != -100).sum())
         total = (
-            self.compute_loss_func(seen, labels[:real], num_items_in_batch=1).float()
+            self.plain_loss_func(seen, labels[:real], num_items_in_batch=1).float()
             if items
             else outputs.logits.sum() * 0
         )

@@ -22,6 +22,7 @@ from transformers import AutoModelForSequenceClassification, EarlyStoppingCallba
 from ptft_recipes.cli import parse_args, run_command
 from ptft_recipes.data import DatasetArguments, load_splits
 from ptft_recipes.evaluation import score_test_split
+from ptft_recipes.features import cache_features
 from ptft_recipes.hub import publish
 from ptft_recipes.metrics import classification_metrics
 from ptft_recipes.modeling import ModelArguments, load_model, load_tokenizer
@@ -93,14 +94,13 @@ def main(argv=None):
     # 3. Model: pre-trained body, new head, and which weights may move.
     model, new_modules = load_model(AutoModelForSequenceClassification, model_args, tokenizer, **task)
     model = apply_tuning(model, tuning_args, "SEQ_CLS", new_modules)
+    dataset = cache_features(model, dataset, tokenizer, training_args)  # if the body does not move
 
     # 4. Train.
     metrics = partial(classification_metrics, **task)
     weights = balanced_class_weights(dataset["train"]["labels"], data_args.class_weights, **task)
-    smoothing = training_args.label_smoothing_factor
-    loss = partial(
-        classification_loss, class_weights=weights, label_smoothing=smoothing, problem_type=task["problem_type"]
-    )
+    options = {"class_weights": weights, "label_smoothing": training_args.label_smoothing_factor}
+    loss = partial(classification_loss, problem_type=task["problem_type"], **options)
     patience = data_args.early_stopping_patience
     trainer = RecipeTrainer(
         model=model,
@@ -108,7 +108,8 @@ def main(argv=None):
         train_dataset=dataset["train"],
         eval_dataset=dataset["validation"],
         processing_class=tokenizer,
-        layer_wise_decay=tuning_args.layer_wise_decay,
+        tuning_args=tuning_args,
+        new_modules=new_modules,
         compute_loss_func=loss,
         compute_metrics=metrics,
         callbacks=[EarlyStoppingCallback(patience)] if patience else None,

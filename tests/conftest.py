@@ -15,10 +15,14 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    AlbertConfig,
     AutoModel,
     BertConfig,
+    CamembertConfig,
     DistilBertConfig,
+    ElectraConfig,
     ModernBertConfig,
+    MPNetConfig,
     PreTrainedTokenizerFast,
     RobertaConfig,
 )
@@ -33,6 +37,7 @@ FILLERS = ["the", "a", "of", "and", "new", "old", "big", "small", "one", "two"]
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 FAMILIES = ("bert", "roberta", "distilbert", "modernbert")
+ALL_FAMILIES = (*FAMILIES, "albert", "camembert", "electra", "mpnet")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -68,8 +73,12 @@ def tiny_config(family: str, vocabulary: int):
     common = {"vocab_size": vocabulary, "pad_token_id": 0}
     if family == "bert":
         return BertConfig(**common, **SIZES, max_position_embeddings=64)
-    if family == "roberta":
-        return RobertaConfig(**common, **SIZES, max_position_embeddings=66)
+    if family in ("roberta", "camembert", "mpnet"):
+        config = {"roberta": RobertaConfig, "camembert": CamembertConfig, "mpnet": MPNetConfig}[family]
+        return config(**common, **SIZES, max_position_embeddings=66)
+    if family in ("albert", "electra"):
+        config = {"albert": AlbertConfig, "electra": ElectraConfig}[family]
+        return config(**common, **SIZES, max_position_embeddings=64, embedding_size=16)
     if family == "distilbert":
         return DistilBertConfig(**common, dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=64)
     return ModernBertConfig(
@@ -81,7 +90,7 @@ def tiny_config(family: str, vocabulary: int):
 def checkpoints(tmp_path_factory, tokenizer):
     """Folders with a body without a task head, by family: what a pre-trained encoder looks like."""
     folders = {}
-    for family in FAMILIES:
+    for family in ALL_FAMILIES:
         torch.manual_seed(0)
         folder = tmp_path_factory.mktemp(family)
         AutoModel.from_config(tiny_config(family, len(tokenizer))).save_pretrained(folder)

@@ -8,6 +8,7 @@ from conftest import ROOT
 
 EDGES = {
     "acceleration": {"errors"},
+    "adapters": {"architectures", "bottleneck", "errors"},
     "architectures": {"errors"},
     "bottleneck": {"architectures", "errors"},
     "checkpoints": {"errors"},
@@ -17,20 +18,26 @@ EDGES = {
     "errors": set(),
     "evaluate_modules": {"metrics"},
     "evaluation": {"labels", "metrics", "provenance", "reporting", "significance", "tuning"},
+    "features": set(),
     "hub": {"errors", "evaluation"},
     "labels": {"errors"},
+    "logs": set(),
     "metrics": {"labels"},
     "modeling": {"demo", "errors"},
     "objectives": {"errors", "labels"},
     "optimization": {"errors"},
     "provenance": set(),
     "reading": {"errors"},
+    "regularization": {"errors", "labels"},
     "reporting": set(),
     "significance": set(),
     "tokenization": {"errors"},
-    "training": {"acceleration", "checkpoints", "errors", "hub", "metrics", "modeling", "optimization", "provenance"},
-    "tuning": {"errors"},
-}
+    "training": {
+        "acceleration", "adapters", "checkpoints", "errors", "features", "hub", "logs", "metrics", "modeling",
+        "optimization", "provenance", "regularization", "tuning",
+    },
+    "tuning": {"adapters", "errors", "optimization"},
+}  # fmt: skip
 
 
 def imported(path) -> set[str]:

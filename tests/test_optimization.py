@@ -6,7 +6,8 @@ from conftest import FAMILIES, tiny_config
 from numerics.optimizer_step import build_trainer
 from transformers import AutoModelForSequenceClassification
 
-from ptft_recipes.optimization import apply_layer_wise_decay, layer_depths
+from ptft_recipes.optimization import layer_depths, set_learning_rates
+from ptft_recipes.tuning import TuningArguments
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -26,7 +27,9 @@ def test_depth_counts_from_the_head_down(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_learning_rate_falls_by_the_factor_per_layer(checkpoints, tmp_path, family):
-    trainer, _ = build_trainer(checkpoints[family], "sequence", str(tmp_path), 8, 1, layer_wise_decay=0.5)
+    trainer, _ = build_trainer(
+        checkpoints[family], "sequence", str(tmp_path), 8, 1, tuning_args=TuningArguments(layer_wise_decay=0.5)
+    )
     trainer.args.weight_decay = 0.1
     optimizer = trainer.create_optimizer()
     names = {parameter: name for name, parameter in trainer.model.named_parameters()}
@@ -46,12 +49,14 @@ def test_a_factor_of_1_is_the_stock_optimizer(checkpoint, tmp_path):
     assert len(stock.create_optimizer().param_groups) == 2
     model = stock.model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    apply_layer_wise_decay(optimizer, model, 1.0)
+    set_learning_rates(optimizer, model, 1.0)
     assert {group["lr"] for group in optimizer.param_groups} == {0.1}
 
 
 def test_the_scheduler_scales_every_group(checkpoint, tmp_path):
-    trainer, _ = build_trainer(checkpoint, "sequence", str(tmp_path), 8, 1, layer_wise_decay=0.5)
+    trainer, _ = build_trainer(
+        checkpoint, "sequence", str(tmp_path), 8, 1, tuning_args=TuningArguments(layer_wise_decay=0.5)
+    )
     trainer.create_optimizer_and_scheduler(num_training_steps=10)
     before = [group["lr"] for group in trainer.optimizer.param_groups]
     for _ in range(5):

@@ -7,8 +7,9 @@ from datasets import Dataset
 from numerics.optimizer_step import build_trainer, rows
 from transformers import TrainingArguments
 
+from ptft_recipes.logs import format_log
 from ptft_recipes.modeling import ModelArguments
-from ptft_recipes.training import format_log, start_run
+from ptft_recipes.training import start_run
 
 
 def test_a_run_is_described_before_it_starts(tmp_path):

@@ -267,7 +267,6 @@ def test_a_nan_stops_the_run_with_its_step_and_leaves_no_result(run_cls, tmp_pat
         (["--resume_from_checkpoint", "last"], "has no complete checkpoint"),
         (["--label_column", "topic"], "no column 'topic'; its columns are 'text', 'label'"),
         (["--max_length", "100"], "this model reads at most 64 tokens"),
-        (["--layer_wise_decay", "1.5"], "must be above 0 and at most 1"),
         (["--tuning", "loro"], "did you mean 'lora'"),
         (["--tuning", "lora", "--from_scratch"], "only --tuning full can train them"),
         (["--model_name_or_path", "no/such-model"], "cannot load AutoTokenizer from no/such-model"),

@@ -1,0 +1,80 @@
+"""What a run says: progress bars on a terminal, one readable line per event everywhere."""
+
+import logging
+import sys
+
+from transformers import ProgressCallback, TrainingArguments
+from transformers import logging as transformers_logging
+
+logger = logging.getLogger(__name__)
+
+
+def configure_logging(training_args: TrainingArguments) -> None:
+    """Let the library's own lines reach standard output from one process, and quiet what would repeat them."""
+    library = logging.getLogger("ptft_recipes")
+    if not library.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        library.addHandler(handler)
+        library.propagate = False
+    library.setLevel(logging.INFO if training_args.should_log else logging.WARNING)
+    if training_args.log_level == "passive":
+        transformers_logging.set_verbosity_error()  # its warnings on missing heads: load_model says it in one line
+    if not sys.stderr.isatty() or training_args.disable_tqdm or not training_args.should_log:
+        import datasets
+
+        datasets.disable_progress_bars()
+        transformers_logging.disable_progress_bar()
+        training_args.disable_tqdm = True
+
+
+class LogCallback(ProgressCallback):
+    """Progress bars on a terminal, and one readable line per log entry everywhere."""
+
+    def on_train_begin(self, args, state, control, **kwargs):  # noqa: D102
+        if not args.disable_tqdm:
+            super().on_train_begin(args, state, control, **kwargs)
+
+    def on_step_end(self, args, state, control, **kwargs):  # noqa: D102
+        if self.training_bar is not None:
+            super().on_step_end(args, state, control, **kwargs)
+
+    def on_prediction_step(self, args, state, control, **kwargs):  # noqa: D102
+        if not args.disable_tqdm:
+            super().on_prediction_step(args, state, control, **kwargs)
+
+    def on_train_end(self, args, state, control, **kwargs):  # noqa: D102
+        if self.training_bar is not None:
+            super().on_train_end(args, state, control, **kwargs)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):  # noqa: D102
+        line = format_log(logs or {}, state.global_step, state.max_steps)
+        if line and state.is_world_process_zero:
+            if self.training_bar is not None:
+                self.training_bar.write(line)
+            else:
+                logger.info(line)
+
+
+def format_log(logs: dict[str, float], step: int, max_steps: int) -> str:
+    """Format a log entry of Trainer as one line; an empty string for one that says nothing new.
+
+    >>> format_log({"loss": 0.51234, "learning_rate": 1e-4, "epoch": 0.5}, 60, 480)
+    'step 60/480 | epoch 0.50 | loss 0.5123 | learning_rate 0.0001'
+    """
+    if "train_runtime" in logs:
+        return f"trained for {logs['train_runtime']:.0f} s, {logs['train_samples_per_second']:.0f} samples/s"
+    hidden = ("epoch", "total_flos")
+    values = {
+        name.removeprefix("eval_"): value
+        for name, value in logs.items()
+        if name not in hidden and "/" not in name and not name.endswith(("_runtime", "_per_second", "_time"))
+    }
+    if not values:
+        return ""
+    where = f"step {step}/{max_steps} | epoch {logs.get('epoch', 0):.2f} | "
+    kind = "validation: " if any(name.startswith("eval_") for name in logs) else ""
+    shown = (
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+    )
+    return where + kind + " | ".join(shown)
