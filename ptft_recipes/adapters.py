@@ -108,6 +108,8 @@ def _peft_config(method, tuning_kwargs, model, task_type, new_modules) -> PeftCo
         if task_type is None:
             raise InputError(f"--tuning {method}: PEFT has no prompts for this task; try lora or bottleneck")
         values.setdefault("num_virtual_tokens", 20)
+        if peft_type != PeftType.PREFIX_TUNING:  # these stand before the word embeddings: narrow in ALBERT and ELECTRA
+            values.setdefault("token_dim", model.get_input_embeddings().weight.shape[1])
     for name, attribute in PROMPT_FIELDS.items():
         if name in fields:  # PEFT looks for GPT's names of these and does not find DistilBERT's
             values.setdefault(name, getattr(model.config, attribute))
@@ -149,11 +151,14 @@ class AdaLoraCallback(TrainerCallback):
     """What AdaLoRA needs in every step, and `Trainer` does not do: its orthogonality penalty and its rank budget.
 
     PEFT adds the penalty to a loss that the model itself computes; the recipes' losses are computed outside of it, so
-    here its gradient is added once per optimizer step, after clipping.
+    here its gradient is added once per optimizer step, after clipping. What is saved keeps `init_r` ranks, those over
+    the budget being zero.
 
     Source: Zhang et al., Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning (2023), equation 4 and
     algorithm 1.
     """
+
+    rank_pattern: dict | None = None
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):  # noqa: D102
         tuner = model.base_model
@@ -180,7 +185,12 @@ class AdaLoraCallback(TrainerCallback):
             factor.grad.add_(gradient)
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):  # noqa: D102
-        model.base_model.update_and_allocate(state.global_step)
+        tuner = model.base_model
+        config = tuner.peft_config[tuner.trainable_adapter_name]
+        config.rank_pattern = self.rank_pattern
+        tuner.update_and_allocate(state.global_step + 1)
+        # PEFT would cut the saved matrices to this pattern, and load the best epoch's with the last one's pattern.
+        self.rank_pattern, config.rank_pattern = config.rank_pattern, None
 
 
 def _parse_kwargs(method: str, config_class: type, tuning_kwargs: list[str]) -> dict:
@@ -199,7 +209,7 @@ def _parse_kwargs(method: str, config_class: type, tuning_kwargs: list[str]) -> 
         value = yaml.safe_load(text)
         if isinstance(value, str) and _is_float(value):
             value = float(value)  # YAML reads 1e-3 as text
-        elif isinstance(value, int) and not isinstance(value, bool) and types[name] is float:
+        elif type(value) is int and _takes(types[name], float) and not _takes(types[name], int):
             value = float(value)
         try:
             type_validator(name, value, types[name])
@@ -207,6 +217,10 @@ def _parse_kwargs(method: str, config_class: type, tuning_kwargs: list[str]) -> 
             raise InputError(f"--tuning_kwargs {pair}: {name} must be {_type_name(types[name])}") from None
         values[name] = value
     return values
+
+
+def _takes(hint, kind: type) -> bool:
+    return kind is hint or kind in typing.get_args(hint)
 
 
 def _is_float(text: str) -> bool:

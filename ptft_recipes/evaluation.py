@@ -14,7 +14,6 @@ from ptft_recipes.metrics import confusion_matrix, probabilities
 from ptft_recipes.provenance import peak_memory, saved_mib, seconds_since_start
 from ptft_recipes.reporting import plot_confusion_matrix, plot_learning_curves, write_yaml
 from ptft_recipes.significance import bootstrap_intervals
-from ptft_recipes.tuning import count_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +75,7 @@ def _with_intervals(metrics: Metrics, prediction) -> dict[str, dict[str, Any]]:
 def _describe_training(trainer, test_metrics: dict[str, float]) -> dict[str, Any]:
     state = trainer.state
     train_log = next((entry for entry in reversed(state.log_history) if "train_runtime" in entry), {})
-    trainable, total = count_parameters(trainer.model)
+    trainable, total = trainer.parameter_counts
     train_seconds = train_log.get("train_runtime", 0.0)
     # Of this session only: a resumed run has steps that it did not train.
     share = (state.global_step - trainer._initial_global_step) / max(state.global_step, 1)

@@ -11,7 +11,8 @@ from ptft_recipes.errors import InputError
 logger = logging.getLogger(__name__)
 
 LAYER = re.compile(r"\.(?:layer|layers|h|block)\.(\d+)\.")
-EMBEDDINGS = re.compile(r"\b(?:embeddings?|wte|wpe|embed_tokens|shared)\b")
+# What lies below the first layer, ELECTRA's embeddings_project, DeBERTa's rel_embeddings and MPNet's bias among it.
+EMBEDDINGS = re.compile(r"embedding|embed_tokens|relative_attention_bias|\b(?:wte|wpe|shared)\b")
 
 
 def layer_depths(model: torch.nn.Module) -> dict[torch.nn.Parameter, int]:

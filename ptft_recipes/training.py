@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from peft import PeftType
+from peft import PeftModel, PeftType
 from transformers import ProgressCallback, Trainer, TrainingArguments, default_data_collator
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback
@@ -23,6 +23,7 @@ from ptft_recipes.checkpoints import check_output_dir, find_checkpoint, saved_ch
 from ptft_recipes.errors import InputError, nearest
 from ptft_recipes.hub import check_login
 from ptft_recipes.logs import LogCallback, configure_logging
+from ptft_recipes.merging import fold_adapter
 from ptft_recipes.metrics import LOWER_IS_BETTER
 from ptft_recipes.modeling import ModelArguments, base_model_name
 from ptft_recipes.optimization import GradualUnfreezingCallback, set_learning_rates
@@ -33,7 +34,7 @@ from ptft_recipes.regularization import (
     r_drop_loss,
     watched_embeddings,
 )
-from ptft_recipes.tuning import TuningArguments
+from ptft_recipes.tuning import TuningArguments, count_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ class RecipeTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.tuning_args = tuning_args or TuningArguments()
         self.push_at_end, self.args.push_to_hub = self.args.push_to_hub, False
+        self.parameter_counts = count_parameters(self.model)  # of the training, whatever becomes of the model later
         self.plain_loss_func = self.compute_loss_func
         if self.compute_loss_func is None:
             self.model_accepts_loss_kwargs = False
@@ -211,6 +213,12 @@ class RecipeTrainer(Trainer):
         self.model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         vars(self.model).pop("_is_accelerate_prepared", None)
         return super().train(*args, **{"resume_from_checkpoint": find_checkpoint(self.args)} | kwargs)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """Save model and tokenizer; with `--merge_adapter` the adapter is folded into the model before."""
+        if self.tuning_args.merge_adapter and not _internal_call and isinstance(self.model, PeftModel):
+            self.model = self.model_wrapped = fold_adapter(self.model)
+        super().save_model(output_dir, _internal_call)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Train on a batch; with `--fgm` also on the same batch with its word embeddings shifted against the model."""

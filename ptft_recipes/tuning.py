@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ptft_recipes.adapters import load_adapter, method_names, wrap_with_peft
 from ptft_recipes.errors import InputError, nearest
+from ptft_recipes.merging import check_mergeable
 from ptft_recipes.optimization import freeze_layers
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ class TuningArguments:
     )
     tuning_kwargs: list[str] = field(
         default_factory=list, metadata={"help": "fields of the PEFT method's config: r=16 lora_alpha=32 ..."}
+    )
+    merge_adapter: bool = field(
+        default=False, metadata={"help": "save the adapter folded into the model: a plain checkpoint"}
     )
     freeze_layers: int | None = field(
         default=None, metadata={"help": "0 freezes the embeddings; n the embeddings and the first n layers"}
@@ -79,7 +83,8 @@ def apply_tuning(
         new_modules: As `load_model` returned them.
 
     Raises:
-        InputError: An unknown method, or a field that the method's config does not have or not with this type.
+        InputError: An unknown method, a field that the method's config does not have or not with this type, a method
+            that does not fit the model, or options that do not go together.
     """
     method = tuning_args.tuning
     if method != "full" and {name.rpartition(".")[0] for name, _ in model.named_parameters()} <= {*new_modules}:
@@ -99,6 +104,8 @@ def apply_tuning(
         raise InputError(
             f"--tuning {method}: no such method or folder{nearest(method.lower(), names)} ({', '.join(names)})"
         )
+    if tuning_args.merge_adapter:
+        check_mergeable(model)
     if tuning_args.freeze_layers is not None:
         freeze_layers(model, tuning_args.freeze_layers)
     trainable, total = count_parameters(model)

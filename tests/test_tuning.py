@@ -1,26 +1,13 @@
-"""Which weights move, and that what moved is saved: for every kind of method, on four families of encoders."""
+"""Which weights move under which option, and which options are refused."""
 
-import peft
 import pytest
 import torch
-from conftest import FAMILIES, tiny_config
-from peft import PeftModel
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from conftest import FAMILIES
+from transformers import AutoModelForSequenceClassification
 
 from ptft_recipes.errors import InputError
 from ptft_recipes.modeling import ModelArguments, load_model
 from ptft_recipes.tuning import TuningArguments, apply_tuning, count_parameters
-
-METHODS = {
-    "lora": ["r=4"],
-    "adalora": ["total_step=10"],
-    "vera": [],
-    "oft": ["oft_block_size=8"],
-    "ln_tuning": [],
-    "loha": [],
-    "prompt_tuning": ["num_virtual_tokens=4"],
-    "p_tuning": ["num_virtual_tokens=4"],
-}
 
 
 @pytest.fixture(scope="module")
@@ -44,34 +31,6 @@ def train_a_little(model, batch):
         optimizer.step()
         optimizer.zero_grad()
     return model.eval()
-
-
-@pytest.fixture(scope="module")
-def mlm_checkpoint(tmp_path_factory, tokenizer):
-    """A BERT whose pooler was lost in masked language modelling: pooler and classifier are both new."""
-    folder = tmp_path_factory.mktemp("mlm")
-    AutoModelForMaskedLM.from_config(tiny_config("bert", len(tokenizer))).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", [*FAMILIES, "bert without pooler"])
-def test_an_adapter_reloads_with_plain_peft_and_predicts_the_same(
-    checkpoints, mlm_checkpoint, tokenizer, batch, tmp_path, family, method
-):
-    path = checkpoints.get(family, mlm_checkpoint)
-    model, new_modules = tuned(path, tokenizer, method, METHODS[method])
-    moving = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    saved = {name.replace(".modules_to_save.default", "") for name in moving}
-    for module in new_modules:
-        assert any(f".{module}." in name for name in saved), f"{module} is new and does not move"
-    train_a_little(model, batch)
-    expected = model(**batch).logits
-    model.save_pretrained(tmp_path)
-    torch.manual_seed(99)  # other random values in whatever the adapter's folder does not bring
-    base = AutoModelForSequenceClassification.from_pretrained(path, num_labels=3)
-    reloaded = PeftModel.from_pretrained(base, tmp_path).eval()
-    torch.testing.assert_close(reloaded(**batch).logits, expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -98,20 +57,6 @@ def test_bitfit_moves_biases_and_the_head(checkpoint, tokenizer):
 def test_full_moves_everything(checkpoint, tokenizer):
     trainable, total = count_parameters(tuned(checkpoint, tokenizer, "full")[0])
     assert trainable == total > 0
-
-
-def test_lora_at_initialisation_is_the_base_model(checkpoint, tokenizer, batch):
-    full, _ = tuned(checkpoint, tokenizer, "full")
-    lora, _ = tuned(checkpoint, tokenizer, "lora")
-    torch.testing.assert_close(lora.eval()(**batch).logits, full.eval()(**batch).logits)
-
-
-def test_frozen_weights_stay_bit_identical(checkpoint, tokenizer, batch):
-    model, _ = tuned(checkpoint, tokenizer, "lora")
-    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
-    train_a_little(model, batch)
-    assert len(frozen) > 10
-    assert all(torch.equal(dict(model.named_parameters())[name], value) for name, value in frozen.items())
 
 
 def test_an_adapter_goes_on_from_its_folder(checkpoint, tokenizer, batch, tmp_path):
@@ -163,11 +108,3 @@ def test_an_adapter_of_another_model_is_refused(checkpoints, tokenizer, tmp_path
     tuned(checkpoints["roberta"], tokenizer, "lora")[0].save_pretrained(tmp_path)
     with pytest.raises(InputError, match="the adapter does not fit this model"):
         tuned(checkpoints["distilbert"], tokenizer, str(tmp_path))
-
-
-def test_every_method_of_peft_is_known_by_its_name(checkpoint, tokenizer):
-    with pytest.raises(InputError) as caught:
-        tuned(checkpoint, tokenizer, "nonsense")
-    known = str(caught.value)
-    assert len(peft.PEFT_TYPE_TO_CONFIG_MAPPING) > 30
-    assert all(method.value.lower() in known for method in peft.PEFT_TYPE_TO_CONFIG_MAPPING)

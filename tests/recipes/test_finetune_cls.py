@@ -1,5 +1,6 @@
 """The recipe end to end, in process, on tiny models: what a run leaves behind, for each kind of task and tuning."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import torch
 import yaml
 from conftest import ROOT, TOPICS, topic_rows, write_csv
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from ptft_recipes.errors import InputError
 
@@ -280,20 +281,53 @@ def test_mistakes_end_in_one_clear_line(run_cls, flags, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("steps", [32, 40], ids=["at the end of an epoch", "in the middle of an epoch"])
-def test_a_resumed_run_ends_in_the_same_weights(run_cls, tmp_path, steps):
+TUNINGS = {
+    "full": [],
+    "lora": ["--tuning", "lora", "--tuning_kwargs", "lora_dropout=0.1"],
+    "bottleneck": ["--tuning", "bottleneck", "--tuning_kwargs", "reduction_factor=4", "dropout=0.1"],
+}
+
+
+@pytest.mark.parametrize(
+    ("steps", "tuning"), [(32, "full"), (40, "full"), (40, "lora"), (40, "bottleneck")],
+    ids=["at the end of an epoch", "in the middle of an epoch", "under LoRA", "under bottleneck"],
+)  # fmt: skip
+def test_a_resumed_run_ends_in_the_same_weights(run_cls, tmp_path, steps, tuning):
     common = {"lr_scheduler_type": "constant", "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 8,
               "eval_steps": 8, "num_train_epochs": 2, "save_total_limit": 9}  # fmt: skip
-    whole = run_cls(**common, output_dir=tmp_path / "whole")
-    run_cls(**common, max_steps=steps)
+    flags = TUNINGS[tuning]
+    whole = run_cls(*flags, **common, output_dir=tmp_path / "whole")
+    run_cls(*flags, **common, max_steps=steps)
     (tmp_path / "run" / "results.json").unlink()  # as if it had been killed before the end
     with pytest.raises(InputError, match="go on with --resume_from_checkpoint last"):
-        run_cls(**common)
-    resumed = run_cls(**common, resume_from_checkpoint="last")
+        run_cls(*flags, **common)
+    resumed = run_cls(*flags, **common, resume_from_checkpoint="last")
     assert resumed["run"]["steps"] == whole["run"]["steps"] == 64
-    last = "checkpoint-64/model.safetensors"
+    last = f"checkpoint-64/{'model' if tuning == 'full' else 'adapter_model'}.safetensors"
     assert (tmp_path / "run" / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()
     assert resumed["metrics"] == whole["metrics"]
+
+
+def test_a_merged_adapter_is_a_plain_checkpoint(run_cls, tmp_path, topics):
+    merged = run_cls("--tuning", "lora", "--merge_adapter", "true", "--tuning_kwargs", "r=4")
+    apart = run_cls("--tuning", "lora", "--tuning_kwargs", "r=4", output_dir=tmp_path / "apart")
+    assert not (tmp_path / "run" / "adapter_config.json").exists()
+    assert merged["run"]["trainable_parameters"] == apart["run"]["trainable_parameters"] < 10_000
+    assert merged["run"]["saved_mib"] > apart["run"]["saved_mib"] > 0
+    for name, score in apart["metrics"].items():
+        assert merged["metrics"][name]["value"] == pytest.approx(score["value"], abs=0.02), name
+    classify = pipeline("text-classification", str(tmp_path / "run"))
+    with open(topics["test"], encoding="utf-8") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    predicted = [json.loads(line)["predicted"] for line in (tmp_path / "run/predictions/test.jsonl").open()]
+    assert [answer["label"] for answer in classify(texts)] == predicted
+
+
+def test_merging_what_cannot_be_merged_is_refused_before_training(run_cls):
+    with pytest.raises(InputError, match="bottleneck adapter cannot be merged"):
+        run_cls("--tuning", "bottleneck", "--tuning_kwargs", "reduction_factor=4", "--merge_adapter", "true")
+    with pytest.raises(InputError, match="no adapter to merge"):
+        run_cls("--merge_adapter", "true")
 
 
 def test_a_copy_runs_from_an_empty_folder_with_exit_codes(tmp_path, checkpoint, topics):

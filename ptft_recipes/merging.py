@@ -1,0 +1,57 @@
+"""Fold an adapter into its base model, and average models of one base."""
+
+import torch
+from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
+from transformers import PreTrainedModel
+
+from ptft_recipes.errors import InputError
+
+
+def check_mergeable(model: PreTrainedModel | PeftModel) -> None:
+    """Raise an InputError unless the model has an adapter that folds into the weights of its base."""
+    if not isinstance(model, PeftModel):
+        raise InputError("there is no adapter to merge: the model is a plain one")
+    method = model.active_peft_config.peft_type.value.lower()
+    if not hasattr(model.base_model, "merge_and_unload"):
+        raise InputError(f"{method} adds inputs, not weights: it cannot be merged into the base model")
+    try:
+        model.base_model._check_merge_allowed()
+    except ValueError as error:
+        raise InputError(f"{method}: {error}") from error
+
+
+def fold_adapter(model: PeftModel) -> PreTrainedModel:
+    """Return the plain model that computes what the base computes with its adapter; the adapter is used up.
+
+    Args:
+        model: With one active adapter.
+
+    Raises:
+        InputError: A method whose function is no change of weights, such as prompts or bottleneck adapters.
+    """
+    check_mergeable(model)
+    # PEFT stumbles over heads of several layers for some methods, and leaves the wrapper in place for others, so that
+    # the head would be lost on loading: unwrap what was trained in full before it merges.
+    base = model.get_base_model()
+    for name, module in [*base.named_modules()]:
+        if isinstance(module, ModulesToSaveWrapper):
+            base.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
+    return model.merge_and_unload()
+
+
+def average_weights(models: list[torch.nn.Module]) -> torch.nn.Module:
+    """Set the first model's weights to the mean of all, computed in float64, and return it.
+
+    Args:
+        models: Of one architecture, whose weights have the same names and shapes.
+
+    Source: Wortsman et al., Model Soups (2022), section 2 (the uniform soup); Chronopoulou et al., AdapterSoup (2023)
+    for adapters that stay adapters.
+    """
+    first, *others = [dict(model.named_parameters()) for model in models]
+    with torch.no_grad():
+        for name, parameter in first.items():
+            total = sum((other[name].double() for other in others), parameter.double())
+            parameter.copy_(total / len(models))
+    return models[0]
