@@ -14,18 +14,7 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import (
-    AlbertConfig,
-    AutoModel,
-    BertConfig,
-    CamembertConfig,
-    DistilBertConfig,
-    ElectraConfig,
-    ModernBertConfig,
-    MPNetConfig,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-)
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parents[1]
 TOPICS = {
@@ -68,22 +57,35 @@ def tokenizer():
     )
 
 
+OTHER_SIZES = {
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "max_position_embeddings": 64},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "bos_token_id": 2, "eos_token_id": 3},
+    "opt": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "ffn_dim": 64,
+        "word_embed_proj_dim": 32,
+    },
+}
+LLAMA_LIKE = ("eurobert", "gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")
+MORE_SIZES = {
+    "albert": {"embedding_size": 16},
+    "electra": {"embedding_size": 16},
+    "rembert": {"input_embedding_size": 16, "output_embedding_size": 16},
+    **{family: {"num_key_value_heads": 1, "head_dim": 16} for family in LLAMA_LIKE},
+}
+SPECIAL_IDS = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3, "mask_token_id": 4}
+
+
 def tiny_config(family: str, vocabulary: int):
     """Return a configuration of a model with about 20,000 weights."""
-    common = {"vocab_size": vocabulary, "pad_token_id": 0}
-    if family == "bert":
-        return BertConfig(**common, **SIZES, max_position_embeddings=64)
-    if family in ("roberta", "camembert", "mpnet"):
-        config = {"roberta": RobertaConfig, "camembert": CamembertConfig, "mpnet": MPNetConfig}[family]
-        return config(**common, **SIZES, max_position_embeddings=66)
-    if family in ("albert", "electra"):
-        config = {"albert": AlbertConfig, "electra": ElectraConfig}[family]
-        return config(**common, **SIZES, max_position_embeddings=64, embedding_size=16)
-    if family == "distilbert":
-        return DistilBertConfig(**common, dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=64)
-    return ModernBertConfig(
-        **common, **SIZES, max_position_embeddings=64, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3
-    )
+    sizes = OTHER_SIZES.get(family)
+    if sizes is None:
+        positions = 66 if "roberta" in family or family in ("camembert", "mpnet") else 64  # RoBERTa's positions start at 2
+        sizes = {**SIZES, "max_position_embeddings": positions, **MORE_SIZES.get(family, {})}
+    ids = SPECIAL_IDS if family in ("modernbert", "eurobert") else {}
+    return AutoConfig.for_model(family, vocab_size=vocabulary, pad_token_id=0, **sizes, **ids)
 
 
 @pytest.fixture(scope="session")
