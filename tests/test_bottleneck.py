@@ -327,6 +327,7 @@ def test_layer_norms_are_trained_saved_and_switched_with_their_adapter(batch, tm
     norms = [n for n, p in model.named_parameters() if p.requires_grad and "LayerNorm" in n]
     assert len(norms) == 2 * (1 + 2 * LAYERS)
     model.add_adapter("other", config_of("pfeiffer", "SEQ_CLS", train_layer_norms=True))
+    assert set(model.peft_config["other"].modules_to_save) == set(model.peft_config["default"].modules_to_save)
     train_a_little(model, batch)
     trained = model(**batch).logits
     assert not torch.equal(dict(model.named_parameters())[norms[0]], base.bert.embeddings.LayerNorm.weight)
@@ -345,6 +346,11 @@ def test_an_activation_with_weights_is_saved(batch, tmp_path):
     names = load_file(tmp_path / "adapter_model.safetensors")
     assert len([name for name in names if name.endswith("bottleneck_activation.weight")]) == LAYERS
     assert torch.equal(PeftModel.from_pretrained(base, tmp_path).eval()(**batch).logits, model(**batch).logits)
+    model.add_adapter("other", config_of("pfeiffer"))
+    model.set_adapter("other")
+    assert all(".other." in name for name in parameters(model, trainable=True))
+    model.delete_adapter("default")
+    assert not [name for name in model.state_dict() if ".default." in name]
 
 
 def test_dropout_acts_in_training_only():
