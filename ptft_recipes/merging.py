@@ -12,6 +12,10 @@ def check_mergeable(model: PreTrainedModel | PeftModel) -> None:
     """Raise an InputError unless the model has an adapter that folds into the weights of its base."""
     if not isinstance(model, PeftModel):
         raise InputError("there is no adapter to merge: the model is a plain one")
+    if getattr(model.get_base_model(), "is_quantized", False):
+        raise InputError(
+            "merging rounds the adapter to the quantised weights; load its base in full precision to merge"
+        )
     method = model.active_peft_config.peft_type.value.lower()
     if not hasattr(model.base_model, "merge_and_unload"):
         raise InputError(f"{method} adds inputs, not weights: it cannot be merged into the base model")

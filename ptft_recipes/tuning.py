@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from peft import PeftModel
+from peft import PeftModel, prepare_model_for_kbit_training
 from transformers import PreTrainedModel
 
 from ptft_recipes.adapters import load_adapter, method_names, wrap_with_peft
@@ -89,6 +89,10 @@ def apply_tuning(
     method = tuning_args.tuning
     if method != "full" and {name.rpartition(".")[0] for name, _ in model.named_parameters()} <= {*new_modules}:
         raise InputError(f"--tuning {method}: all weights of this model are new; only --tuning full can train them")
+    if getattr(model, "is_quantized", False):
+        if method in ("full", "bitfit"):
+            raise InputError(f"--tuning {method}: quantised weights cannot move; use lora, or another adapter")
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if method in PLAIN_METHODS:
         if tuning_args.tuning_kwargs:
             raise InputError(f"--tuning {method} takes no --tuning_kwargs")

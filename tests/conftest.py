@@ -82,7 +82,9 @@ def tiny_config(family: str, vocabulary: int):
     """Return a configuration of a model with about 20,000 weights."""
     sizes = OTHER_SIZES.get(family)
     if sizes is None:
-        positions = 66 if "roberta" in family or family in ("camembert", "mpnet") else 64  # RoBERTa's positions start at 2
+        positions = (
+            66 if "roberta" in family or family in ("camembert", "mpnet") else 64
+        )  # RoBERTa's positions start at 2
         sizes = {**SIZES, "max_position_embeddings": positions, **MORE_SIZES.get(family, {})}
     ids = SPECIAL_IDS if family in ("modernbert", "eurobert") else {}
     return AutoConfig.for_model(family, vocab_size=vocabulary, pad_token_id=0, **sizes, **ids)

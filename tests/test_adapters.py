@@ -6,7 +6,7 @@ import torch
 from conftest import ALL_FAMILIES, tiny_config
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from ptft_recipes.adapters import NOT_YET_KNOWN, AdaLoraCallback, method_names
 from ptft_recipes.errors import InputError
@@ -81,7 +81,7 @@ def train_a_little(model, batch):
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.3)
     model.train()
     for _ in range(3):
-        torch.nn.functional.cross_entropy(model(**batch).logits, torch.tensor([0, 2])).backward()
+        torch.nn.functional.cross_entropy(model(**batch).logits.cpu(), torch.tensor([0, 2])).backward()
         optimizer.step()
         optimizer.zero_grad()
     return model.eval()
@@ -219,3 +219,70 @@ def test_adalora_keeps_the_best_epoch(run_cls):
 def test_a_budget_without_steps_is_refused(run_cls):
     with pytest.raises(InputError, match=r"leave none of the .* steps"):
         run_cls("--tuning", "adalora", "--tuning_kwargs", "tinit=500", "tfinal=500", num_train_epochs=1)
+
+
+@pytest.fixture
+def quantizable(tmp_path, tokenizer):
+    """A BERT body wide enough for the blocks of 64 weights that 4 bits are scaled by."""
+    config = tiny_config("bert", len(tokenizer))
+    config.hidden_size = config.intermediate_size = 64
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(tmp_path / "wide")
+    return str(tmp_path / "wide")
+
+
+@pytest.mark.parametrize("method", ["lora", "bottleneck", "linear_probe"])
+@pytest.mark.parametrize("bits", [pytest.param("load_in_4bit", marks=pytest.mark.gpu), "load_in_8bit"])
+def test_the_body_can_be_quantised_and_the_head_still_moves(quantizable, tokenizer, batch, tmp_path, bits, method):
+    pytest.importorskip("bitsandbytes")
+    arguments = ModelArguments(quantizable, **{bits: True})
+
+    def build():
+        torch.manual_seed(1)
+        return load_model(AutoModelForSequenceClassification, arguments, tokenizer, label_names=["a", "b", "c"])
+
+    model, new = build()
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+    assert kinds["bert.encoder.layer.1.output.dense"] == f"Linear{'4bit' if '4' in bits else '8bitLt'}"
+    assert kinds["classifier"] == kinds["bert.pooler.dense"] == "Linear"
+    model = apply_tuning(model, TuningArguments(method), "SEQ_CLS", new).to(model.device)
+    batch = {name: value.to(model.device) for name, value in batch.items()}
+    start = model.eval()(**batch).logits.detach()
+    trained = train_a_little(model, batch)(**batch).logits.detach()
+    assert not torch.allclose(trained, start, atol=1e-3)
+    if method == "linear_probe":
+        return
+    model.save_pretrained(tmp_path / "adapter")
+    reloaded = PeftModel.from_pretrained(build()[0], tmp_path / "adapter").eval()
+    torch.testing.assert_close(reloaded(**batch).logits, trained, rtol=1e-2, atol=1e-2)
+    with pytest.raises(InputError, match="load its base in full precision" if method == "lora" else "merge"):
+        fold_adapter(model)
+
+
+@pytest.mark.parametrize("method", ["full", "bitfit"])
+def test_quantised_weights_do_not_move(quantizable, tokenizer, method):
+    pytest.importorskip("bitsandbytes")
+    arguments = ModelArguments(quantizable, load_in_8bit=True)
+    model, new = load_model(AutoModelForSequenceClassification, arguments, tokenizer)
+    with pytest.raises(InputError, match="quantised weights cannot move; use lora"):
+        apply_tuning(model, TuningArguments(method), "SEQ_CLS", new)
+
+
+def test_without_bitsandbytes_the_error_says_what_to_install(quantizable, tokenizer, monkeypatch):
+    monkeypatch.setattr("transformers.quantizers.quantizer_bnb_8bit.is_bitsandbytes_available", lambda *a: False)
+    arguments = ModelArguments(quantizable, load_in_8bit=True)
+    with pytest.raises(InputError, match=r"pip install.* bitsandbytes"):
+        load_model(AutoModelForSequenceClassification, arguments, tokenizer)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="only a CPU cannot do it")
+def test_4_bits_are_refused_on_a_cpu(quantizable, tokenizer):
+    arguments = ModelArguments(quantizable, load_in_4bit=True)
+    with pytest.raises(InputError, match="--load_in_4bit needs a GPU"):
+        load_model(AutoModelForSequenceClassification, arguments, tokenizer)
+
+
+@pytest.mark.parametrize("other", ["load_in_8bit", "from_scratch"])
+def test_what_does_not_go_with_4_bits(other):
+    with pytest.raises(InputError, match=f"--{other}"):
+        ModelArguments("x", load_in_4bit=True, **{other: True})
