@@ -1,5 +1,7 @@
 """Fold an adapter into its base model, and average models of one base."""
 
+from collections.abc import Iterable
+
 import torch
 from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
@@ -44,18 +46,33 @@ def fold_adapter(model: PeftModel) -> PreTrainedModel:
     return model.merge_and_unload()
 
 
-def average_weights(models: list[torch.nn.Module]) -> torch.nn.Module:
+def average_weights(models: Iterable[torch.nn.Module]) -> torch.nn.Module:
     """Set the first model's weights to the mean of all, computed in float64, and return it.
 
     Args:
-        models: Of one architecture, whose weights have the same names and shapes.
+        models: Of one architecture, taken one at a time.
 
-    Source: Wortsman et al., Model Soups (2022), section 2 (the uniform soup); Chronopoulou et al., AdapterSoup (2023)
+    Raises:
+        InputError: Their weights do not have the same names and shapes.
+
+    Source: Wortsman et al., Model Soups (2022), section 2 (the uniform soup); Chronopoulou et al., AdapterSoup (2023),
     for adapters that stay adapters.
     """
-    first, *others = [dict(model.named_parameters()) for model in models]
+    models = iter(models)
+    average = next(models)
+    totals = {name: parameter.detach().double() for name, parameter in average.named_parameters()}
+    count = 1
+    for count, model in enumerate(models, start=2):
+        weights = dict(model.named_parameters())
+        if differing := [name for name in {**totals, **weights} if not _alike(totals.get(name), weights.get(name))]:
+            raise InputError(f"model {count} and the first are not of one kind: {differing[0]} differs")
+        for name, total in totals.items():
+            total += weights[name].detach().double()
     with torch.no_grad():
-        for name, parameter in first.items():
-            total = sum((other[name].double() for other in others), parameter.double())
-            parameter.copy_(total / len(models))
-    return models[0]
+        for name, parameter in average.named_parameters():
+            parameter.copy_(totals[name] / count)
+    return average
+
+
+def _alike(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return one is not None and other is not None and one.shape == other.shape

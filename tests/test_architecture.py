@@ -17,11 +17,12 @@ EDGES = {
     "demo": {"errors"},
     "errors": set(),
     "evaluate_modules": {"metrics"},
-    "evaluation": {"labels", "metrics", "provenance", "reporting", "significance", "tuning"},
+    "evaluation": {"labels", "metrics", "provenance", "reporting", "significance"},
     "features": set(),
     "hub": {"errors", "evaluation"},
     "labels": {"errors"},
     "logs": set(),
+    "merging": {"errors"},
     "metrics": {"labels"},
     "modeling": {"demo", "errors"},
     "objectives": {"errors", "labels"},
@@ -33,10 +34,10 @@ EDGES = {
     "significance": set(),
     "tokenization": {"errors"},
     "training": {
-        "acceleration", "adapters", "checkpoints", "errors", "features", "hub", "logs", "metrics", "modeling",
-        "optimization", "provenance", "regularization", "tuning",
+        "acceleration", "adapters", "checkpoints", "errors", "features", "hub", "logs", "merging", "metrics",
+        "modeling", "optimization", "provenance", "regularization", "tuning",
     },
-    "tuning": {"adapters", "errors", "optimization"},
+    "tuning": {"adapters", "errors", "merging", "optimization"},
 }  # fmt: skip
 
 

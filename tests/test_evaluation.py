@@ -77,9 +77,18 @@ def test_the_table_ends_with_where_things_are(caplog):
     logging.getLogger("ptft_recipes").propagate = True
     results = {
         "metrics": {"accuracy": {"value": 0.5, "ci95": [0.4, 0.6], "n": 9}},
-        "run": {"seconds": {"total": 9.0, "train": 3.0}},
+        "run": {
+            "seconds": {"total": 9.0, "train": 3.0},
+            "trainable_parameters": 1000,
+            "total_parameters": 20000,
+            "saved_mib": 1.5,
+            "milliseconds_per_step": 250.0,
+            "peak_memory_gib": {"resident": 1.25},
+        },
     }
     with caplog.at_level(logging.INFO, logger="ptft_recipes"):
         log_results(results, Path("out"))
     assert "accuracy                 0.500 [0.400, 0.600]" in caplog.text
     assert "out: model, results.json, plots, card; 9 s in all, 3 s of it training" in caplog.text
+    cost = "1,000 of 20,000 weights trained; 1.5 MiB saved; 250.0 ms per step; peak memory 1.25 GiB (resident)"
+    assert cost in caplog.text

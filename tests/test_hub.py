@@ -34,7 +34,8 @@ def results(**run):
             "versions": {"ptft-recipes": "0.1.0", "torch": "2.13.0"}, "commit": "0123456789abcdef", "dirty": False,
             "seed": 42, "hardware": "a CPU", "processes": 1, "precision": "bf16", "steps": 10, "epochs": 2.0,
             "best_step": 5, "validation": {"macro_f1": 0.6}, "trainable_parameters": 10, "total_parameters": 20,
-            "seconds": {"train": 3.0, "test": 1.0, "total": 9.0}, "data": data,
+            "seconds": {"train": 3.0, "test": 1.0, "total": 9.0}, "data": data, "saved_mib": 1.5,
+            "milliseconds_per_step": 250.0, "peak_memory_gib": {"resident": 1.25},
         } | run,
     }  # fmt: skip
 
@@ -52,6 +53,12 @@ def test_the_card_holds_every_score_with_its_interval(tmp_path):
     assert "| validation (cut from train) | 30 | 0 | 3 | 2 | `bb` |" in text
     assert "10 of 20 weights trained (50.0%)" in text
     assert "out/x" not in text
+
+
+def test_the_card_says_what_the_run_cost(tmp_path):
+    text = card(tmp_path).text
+    assert "| weights | 10 of 20 trained; 1.5 MiB saved |" in text
+    assert "| step, memory | 250.0 ms per step (median); at most 1.25 GiB (resident) |" in text
 
 
 def test_the_metadata_is_the_hubs(tmp_path):
