@@ -25,6 +25,7 @@ COMMON_TRAINING_ARGUMENTS = [
     "warmup_steps",
     "weight_decay",
     "label_smoothing_factor",
+    "neftune_noise_alpha",
     "bf16",
     "fp16",
     "use_cpu",

@@ -1,9 +1,11 @@
 """What keeps fine-tuning close to the pre-trained weights, or makes its predictions smooth."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from transformers import TrainerCallback
 
 from ptft_recipes.errors import InputError
@@ -29,7 +31,7 @@ class PretrainedDecayCallback(TrainerCallback):
     (2018), section 3; Loshchilov and Hutter, Decoupled Weight Decay Regularization (2019).
     """
 
-    def __init__(self, model: torch.nn.Module, strength: float, new_modules: list[str]):  # noqa: D107
+    def __init__(self, model: torch.nn.Module, strength: float, new_modules: Sequence[str]):  # noqa: D107
         self.strength = strength
         body = f"{model.base_model_prefix}."
         self.start = {
@@ -46,6 +48,41 @@ class PretrainedDecayCallback(TrainerCallback):
             for parameter in group["params"]:
                 if parameter in self.start and parameter.grad is not None:
                     parameter.lerp_(self.start[parameter], group["lr"] * self.strength)
+
+
+def apply_mixout(model: torch.nn.Module, probability: float, new_modules: Sequence[str]) -> None:
+    """In every training pass, let a random share of each weight matrix be the pre-trained one (mixout), in place.
+
+    Of a matrix W with the pre-trained values U, each entry is U's with the given probability and W's otherwise, and
+    the result (mixed - p * U) / (1 - p) has the expectation W. Evaluation uses W. Nothing of it is saved.
+
+    Args:
+        model: With its pre-trained weights, which are copied. Only linear layers of the body that move are mixed.
+        probability: From 0 to below 1; 0.7 to 0.9 in the paper.
+        new_modules: As `load_model` returned them.
+
+    Raises:
+        InputError: No pre-trained matrix moves.
+
+    Source: Lee, Cho and Kang, Mixout: Effective Regularization to Finetune Large-scale Pretrained Language Models
+    (2020), section 3.
+    """
+    body, mixed = f"{model.base_model_prefix}.", 0
+    for name, module in model.named_modules():
+        is_linear = isinstance(module, torch.nn.Linear) and name.startswith(body) and name not in new_modules
+        if is_linear and module.weight.requires_grad:
+            module.forward = partial(_mixout_forward, module, module.weight.detach().clone(), probability)
+            mixed += 1
+    if not mixed:
+        raise InputError("--mixout: no pre-trained matrix moves that it could mix; use it with --tuning full")
+
+
+def _mixout_forward(module, start: torch.Tensor, probability: float, hidden_states: torch.Tensor) -> torch.Tensor:
+    if not module.training:
+        return F.linear(hidden_states, module.weight, module.bias)
+    chosen = torch.rand_like(start) < probability
+    weight = (torch.where(chosen, start, module.weight) - probability * start) / (1 - probability)
+    return F.linear(hidden_states, weight, module.bias)
 
 
 def r_drop_loss(

@@ -30,6 +30,7 @@ from ptft_recipes.optimization import GradualUnfreezingCallback, set_learning_ra
 from ptft_recipes.provenance import StepTimeCallback, describe_environment
 from ptft_recipes.regularization import (
     PretrainedDecayCallback,
+    apply_mixout,
     perturbed_embeddings,
     r_drop_loss,
     watched_embeddings,
@@ -118,7 +119,7 @@ class RecipeTrainer(Trainer):
         self.plain_loss_func = self.compute_loss_func
         if self.compute_loss_func is None:
             self.model_accepts_loss_kwargs = False
-        self._apply_training_options(list(new_modules))
+        self._apply_training_options(new_modules)
         if features.COLUMN in (getattr(self.train_dataset, "column_names", None) or ()):
             self.data_collator = default_data_collator  # vectors need no padding
         self.args.logging_nan_inf_filter = False
@@ -133,7 +134,7 @@ class RecipeTrainer(Trainer):
         if self.eval_dataset is not None and "length" in self.eval_dataset.column_names:
             self.eval_dataset = self.eval_dataset.select(_longest_first(self.eval_dataset))
 
-    def _apply_training_options(self, new_modules: list[str]) -> None:
+    def _apply_training_options(self, new_modules: Sequence[str]) -> None:
         """Hook in what `tuning_args` asks of the loss and of the steps."""
         options = self.tuning_args
         if options.r_drop:
@@ -145,6 +146,8 @@ class RecipeTrainer(Trainer):
             )
         if options.l2_sp:
             self.add_callback(PretrainedDecayCallback(self.model, options.l2_sp, new_modules))
+        if options.mixout:
+            apply_mixout(self.model, options.mixout, new_modules)
         if options.gradual_unfreezing:
             if self.args.world_size > 1:
                 raise InputError("--gradual_unfreezing: DistributedDataParallel cannot do it; use one process")

@@ -49,6 +49,10 @@ class TuningArguments:
     l2_sp: float = field(
         default=0.0, metadata={"help": "weight decay towards the pre-trained weights (L2-SP), e.g. 0.1"}
     )
+    mixout: float = field(
+        default=0.0,
+        metadata={"help": "share of each matrix that training takes from the checkpoint (mixout), e.g. 0.7"},
+    )
     r_drop: float = field(
         default=0.0, metadata={"help": "weight of the divergence of two dropout passes (R-Drop), e.g. 1"}
     )
@@ -62,6 +66,8 @@ class TuningArguments:
         for name in ("freeze_layers", "gradual_unfreezing", "l2_sp", "r_drop", "fgm"):
             if (getattr(self, name) or 0) < 0:
                 raise InputError(f"--{name} {getattr(self, name)}: must not be negative")
+        if not 0 <= self.mixout < 1:
+            raise InputError(f"--mixout {self.mixout}: must be at least 0 and below 1")
 
 
 def apply_tuning(

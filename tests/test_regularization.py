@@ -6,14 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ALL_FAMILIES
-from numerics.optimizer_step import build_trainer
-from transformers import AutoModelForSequenceClassification
+from numerics.optimizer_step import build_trainer, rows
+from transformers import AutoModelForSequenceClassification, TrainerCallback
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ptft_recipes.errors import InputError
 from ptft_recipes.modeling import ModelArguments, load_model
 from ptft_recipes.objectives import classification_loss
-from ptft_recipes.regularization import perturbed_embeddings, r_drop_loss, watched_embeddings
+from ptft_recipes.regularization import apply_mixout, perturbed_embeddings, r_drop_loss, watched_embeddings
 from ptft_recipes.tuning import TuningArguments, apply_tuning
 
 NEW = ["classifier"]
@@ -157,8 +157,8 @@ def test_an_adversarial_step_goes_up_the_gradient_by_its_length(checkpoints, tok
 def test_fgm_adds_the_gradient_at_the_perturbed_embeddings(checkpoint, tmp_path):
     _, _, gradients = trained(checkpoint, tmp_path, TuningArguments(fgm=1.0))
     trainer, _ = build_trainer(checkpoint, "sequence", str(tmp_path), 8, 1)
-    model, rows = trainer.model.train(), trainer.train_dataset
-    ids, labels = torch.tensor(rows["input_ids"]), torch.tensor(rows["labels"])
+    model, data = trainer.model.train(), trainer.train_dataset
+    ids, labels = torch.tensor(data["input_ids"]), torch.tensor(data["labels"])
     with watched_embeddings(model) as embeddings:
         F.cross_entropy(model(input_ids=ids).logits, labels).backward()
     gradient = embeddings[0].grad
@@ -185,3 +185,61 @@ def test_fgm_works_above_frozen_embeddings(checkpoint, tokenizer, tmp_path):
     after = dict(lora.named_parameters())
     assert before
     assert not any(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_mixout_mixes_by_its_formula(checkpoint):
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint)
+    layer = model.bert.encoder.layer[0].output.dense
+    start = layer.weight.detach().clone()
+    apply_mixout(model, 0.7, NEW)
+    with torch.no_grad():
+        layer.weight.add_(1.0)  # as if trained
+    identity = torch.eye(start.shape[1])
+    model.train()
+    seen = torch.stack([layer(identity).T - layer.bias[:, None] for _ in range(400)])
+    # (U - p U) / (1 - p) = U where the pre-trained value was taken, (W - p U) / (1 - p) elsewhere.
+    is_start = torch.isclose(seen, start, atol=1e-4)
+    is_trained = torch.isclose(seen, (layer.weight - 0.7 * start) / 0.3, atol=1e-4)
+    assert (is_start ^ is_trained).all()
+    assert abs(is_start.float().mean() - 0.7) < 0.01
+    torch.testing.assert_close(seen.mean(0).mean(), layer.weight.mean(), rtol=0, atol=0.01)
+    torch.testing.assert_close(layer.eval()(identity).T - layer.bias[:, None], layer.weight)
+
+
+def test_mixout_trains_and_leaves_nothing_in_what_is_saved(checkpoint, tmp_path):
+    before, after, _ = trained(checkpoint, tmp_path, TuningArguments(mixout=0.5))
+    moved = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    assert "bert.encoder.layer.0.output.dense.weight" in moved
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint)
+    names = set(model.state_dict())
+    apply_mixout(model, 0.5, NEW)
+    assert set(model.state_dict()) == names
+
+
+def test_mixout_needs_weights_to_mix(checkpoint, tokenizer):
+    model, new = load_model(AutoModelForSequenceClassification, ModelArguments(checkpoint), tokenizer)
+    with pytest.raises(InputError, match="no pre-trained matrix moves"):
+        apply_mixout(apply_tuning(model, TuningArguments("bitfit"), "SEQ_CLS", new), 0.5, new)
+
+
+def test_neftune_of_trainer_adds_its_noise_in_training_only(checkpoint, tmp_path):
+    noise = {True: [], False: []}
+
+    def watch(module, args, output):
+        plain = F.embedding(args[0], module.weight)
+        noise[module.training].append(((output - plain).abs().max().item(), plain[0].numel()))
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):  # behind NEFTune's own hook
+            model.get_input_embeddings().register_forward_hook(watch)
+
+    trainer, _ = build_trainer(checkpoint, "sequence", str(tmp_path), 8, 1, eval_dataset=rows("sequence", 8))
+    trainer.add_callback(Watch())
+    trainer.neftune_noise_alpha = 5.0
+    trainer.train()
+    trainer.evaluate()
+    assert [value for value, _ in noise[False]] == [0.0]
+    ((largest, size),) = noise[True]
+    assert 0.9 < largest / (5.0 / size**0.5) <= 1.0001, (
+        "uniform between -alpha / sqrt(length * hidden) and its opposite"
+    )
