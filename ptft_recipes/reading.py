@@ -14,16 +14,20 @@ DELIMITERS = (",", "\t", ";", "|")
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
 
 
-def read_rows(path: str | Path, required: Sequence[str], optional: Sequence[str] = ()) -> list[dict]:
+def read_rows(
+    path: str | Path, required: Sequence[str], optional: Sequence[str] = (), documents: bool = False
+) -> list[dict]:
     """Read one data file.
 
     CSV and TSV cells stay strings (`NA` and `007` too), JSON keeps its types, a `.txt` file has one example per line
-    in a column `text`. The delimiter of a CSV file is the one under which its header holds the required columns.
+    in a column `text`, or with `documents` one document from each blank line to the next. The delimiter of a CSV file
+    is the one under which its header holds the required columns.
 
     Args:
         path: A file that ends in one of `SUFFIXES`.
         required: Columns that must be there.
         optional: Columns that are kept where they are there, and are None elsewhere.
+        documents: The file is raw text: an example may have more than one line.
 
     Returns:
         One dict per row with the columns asked for and `id`, the place that the row came from, e.g. `train.csv:17`.
@@ -37,7 +41,8 @@ def read_rows(path: str | Path, required: Sequence[str], optional: Sequence[str]
         raise InputError(f"{path}: no such file")
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: cannot read {path.suffix or 'a file without an ending'}; use {', '.join(SUFFIXES)}")
-    read = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".json": _json, ".txt": _lines}
+    read = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".json": _json}
+    read[".txt"] = _documents if documents else _lines
     rows = list(_select(path, read.get(path.suffix.lower(), _json_lines)(path, required), required, optional))
     if not rows:
         raise InputError(f"{path}: no rows")
@@ -151,6 +156,17 @@ def _lines(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
     for number, line in enumerate(_decode(path).split("\n"), start=1):
         if line.strip():
             yield f":{number}", {"text": line.rstrip("\r")}
+
+
+def _documents(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
+    start, lines = 0, []
+    for number, line in enumerate([*_decode(path).split("\n"), ""], start=1):
+        if line.strip():
+            start = start if lines else number
+            lines.append(line.rstrip("\r"))
+        elif lines:
+            yield f":{start}", {"text": "\n".join(lines)}
+            lines = []
 
 
 def _parquet(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:

@@ -245,18 +245,20 @@ class RecipeTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")
         outputs = model(**inputs)
-        real = self._rows_not_repeated(len(labels))
-        seen = type(outputs)({name: value[:real] for name, value in outputs.items() if torch.is_tensor(value)})
-        items = int((labels[:real] != -100).sum())
+        seen, labels = self._first_rows(outputs, labels, self._rows_not_repeated(len(labels)))
+        items = int((labels != -100).sum())
         total = (
-            self.compute_loss_func(seen, labels[:real], num_items_in_batch=1).float()
-            if items
-            else outputs.logits.sum() * 0
+            self.compute_loss_func(seen, labels, num_items_in_batch=1).float() if items else outputs.logits.sum() * 0
         )
         self._eval_loss += total.item()
         self._eval_items += items
         loss = total / max(items, 1)
         return (loss, outputs) if return_outputs else loss
+
+    def _first_rows(self, outputs, labels, rows: int):
+        """Return outputs and labels of the first rows of a batch."""
+        seen = {name: value[:rows] for name, value in outputs.items() if torch.is_tensor(value)}
+        return type(outputs)(seen), labels[:rows]
 
     def _rows_not_repeated(self, rows: int) -> int:
         """Return how many rows of this process's batch are not repeats that only fill up the last global batch."""

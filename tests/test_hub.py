@@ -35,6 +35,12 @@ def results(**run):
             "seed": 42, "hardware": "a CPU", "processes": 1, "precision": "bf16", "steps": 10, "epochs": 2.0,
             "best_step": 5, "validation": {"macro_f1": 0.6}, "trainable_parameters": 10, "total_parameters": 20,
             "seconds": {"train": 3.0, "test": 1.0, "total": 9.0}, "data": data,
+            "lineage": [
+                {"recipe": "pretrain_mlm", "from": "org/base", "from_scratch": False, "data": "notes.txt",
+                 "fingerprint": "dd", "steps": 7},
+                {"recipe": "finetune_cls", "from": "runs/pretrain_mlm", "from_scratch": False,
+                 "data": "demo/aclsum_roles", "fingerprint": "aa", "steps": 10},
+            ],
         } | run,
     }  # fmt: skip
 
@@ -52,6 +58,21 @@ def test_the_card_holds_every_score_with_its_interval(tmp_path):
     assert "| validation (cut from train) | 30 | 0 | 3 | 2 | `bb` |" in text
     assert "10 of 20 weights trained (50.0%)" in text
     assert "out/x" not in text
+
+
+def test_the_card_tells_the_lineage_from_the_first_weights_on(tmp_path):
+    expected = "`org/base` → `notes.txt` (pretrain_mlm, 7 steps, data `dd`) → `demo/aclsum_roles` (finetune_cls, 10 "
+    assert f"Lineage: {expected}steps, data `aa`)." in card(tmp_path).text
+
+
+def test_the_card_of_a_masked_language_model_counts_blocks_and_fills_a_mask(tmp_path):
+    found = results()
+    found["run"]["data"]["tokens"] = dict.fromkeys(("train", "validation", "test"), {"tokens": 5000, "blocks": 20})
+    hub.write_model_card(tmp_path, found, "fill-mask", "me/x")
+    text = (tmp_path / "README.md").read_text()
+    assert "pre-training continued from `org/base`" in text
+    assert "| train | 300 | 1 | 5,000 | 20 |  | `aa` |" in text
+    assert 'fill = pipeline("fill-mask", "me/x")' in text
 
 
 def test_the_metadata_is_the_hubs(tmp_path):
