@@ -57,7 +57,7 @@ class DataArguments(DatasetArguments):
     """The text to read, and what is hidden of it."""
 
     text_column: str = field(default="text", metadata={"help": "a document"})
-    max_length: int = field(default=256, metadata={"help": "tokens per block; a document becomes several"})
+    max_length: int = field(default=128, metadata={"help": "tokens per block; a document becomes several"})
     line_by_line: bool = field(default=False, metadata={"help": "every line is a text of its own"})
     packing: bool = field(default=False, metadata={"help": "train on blocks side by side, attention kept apart"})
     masking_unit: str = field(default="token", metadata={"help": "token, word, or span (of words)"})

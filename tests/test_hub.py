@@ -67,7 +67,9 @@ def test_the_card_tells_the_lineage_from_the_first_weights_on(tmp_path):
 
 def test_the_card_of_a_masked_language_model_counts_blocks_and_fills_a_mask(tmp_path):
     found = results()
-    found["run"]["data"]["tokens"] = dict.fromkeys(("train", "validation", "test"), {"tokens": 5000, "blocks": 20})
+    found["run"]["data"]["tokens"] = {
+        split: {"tokens": 5000, "blocks": 20} for split in ("train", "validation", "test")
+    }
     hub.write_model_card(tmp_path, found, "fill-mask", "me/x")
     text = (tmp_path / "README.md").read_text()
     assert "pre-training continued from `org/base`" in text
