@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from ptft_recipes.errors import InputError
@@ -35,7 +35,6 @@ def split_into_blocks(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     documents: Sequence[str],
-    *,
     max_length: int,
     line_by_line: bool = False,
 ) -> dict[str, list]:
@@ -118,36 +117,51 @@ def pack_blocks(blocks: Mapping[str, list], *, max_length: int) -> dict[str, lis
 
 
 def count_blocks(
-    dataset: Mapping[str, Dataset], tokenizer: PreTrainedTokenizerBase, max_length: int
+    dataset: Mapping[str, Dataset | IterableDataset],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    read_streams: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Count documents, tokens, blocks, short remainders and unknown tokens per split, and log them.
+
+    Args:
+        dataset: Of blocks, by split.
+        tokenizer: That made them.
+        max_length: Tokens of a full block.
+        read_streams: Read streams to their end; else their counts are None.
 
     Raises:
         InputError: A split has no block, or train has fewer tokens than one block holds.
     """
+    names = ("documents", "tokens", "blocks", "short_blocks", "tokens_in_short_blocks", "unknown_tokens")
     counts = {}
     for split, blocks in dataset.items():
-        lengths = blocks["length"][:]
-        if not lengths:
+        if isinstance(blocks, IterableDataset) and not read_streams:
+            counts[split] = dict.fromkeys(names)
+            continue
+        count, last = dict.fromkeys(names, 0), None
+        for batch in blocks.select_columns(["input_ids", "document"]).iter(1000):
+            for ids, document in zip(batch["input_ids"], batch["document"], strict=True):
+                is_short = len(ids) < max_length
+                count["documents"] += document != last
+                count["tokens"] += len(ids)
+                count["blocks"] += 1
+                count["short_blocks"] += is_short
+                count["tokens_in_short_blocks"] += is_short * len(ids)
+                count["unknown_tokens"] += ids.count(tokenizer.unk_token_id)
+                last = document
+        if not count["blocks"]:
             raise InputError(f"{split}: no text is left after tokenization")
-        if split == "train" and sum(lengths) < max_length:
+        if split == "train" and count["tokens"] < max_length:
             raise InputError(
-                f"train has {sum(lengths)} tokens, fewer than one block of --max_length {max_length}; give more text "
-                "or lower --max_length"
+                f"train has {count['tokens']} tokens, fewer than one block of --max_length {max_length}; give more "
+                "text or lower --max_length"
             )
-        short = [length for length in lengths if length < max_length]
-        counts[split] = {
-            "documents": len(set(blocks["document"][:])),
-            "tokens": sum(lengths),
-            "blocks": len(lengths),
-            "short_blocks": len(short),
-            "tokens_in_short_blocks": sum(short),
-            "unknown_tokens": sum(ids.count(tokenizer.unk_token_id) for ids in blocks["input_ids"]),
-        }
         logger.info(
             "  %-10s %d documents, %d tokens in %d blocks, %d of them shorter than the rest and kept (%d tokens); "
             "%d unknown tokens",
             split,
-            *counts[split].values(),
+            *count.values(),
         )
+        counts[split] = count
     return counts

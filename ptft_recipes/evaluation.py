@@ -65,11 +65,11 @@ def score_held_out_text(
 
     The intervals are over documents, because the blocks of one document are not independent; before and after are
     resampled together, so that the interval of their ratio is a paired one. Writes into `output_dir`: `results.json`,
-    `predictions/<text>.jsonl` with the sums per block, `config.yaml` and the learning curves.
+    `predictions/test.jsonl` with the sums per block, `config.yaml` and the learning curves.
 
     Args:
         trainer: A trained `MaskedLMTrainer`; all processes call this together.
-        held_out: `test`, the domain's text, and further texts by name; masked blocks with `document`.
+        held_out: `test`, the domain's text, and `test/<name>` further ones; masked blocks with `document`.
         before: Per text what `trainer.predict` returned as predictions before training, `[blocks, 3]`.
         run: What `start_run` returned, and what the recipe added.
 
@@ -87,13 +87,13 @@ def score_held_out_text(
         sums = np.zeros((len(names), statistics.shape[1]))
         np.add.at(sums, document, statistics)
         scores = _with_intervals(before_and_after, EvalPrediction(sums, names))
-        suffix = "" if name == "test" else f"/{name}"
+        suffix = name.removeprefix("test")
         results["metrics"] |= {f"{score}{suffix}": value for score, value in scores.items()}
         blocks = (
             {"document": str(names[document[i]]), "tokens": int(row[1]), "loss_before": row[0], "loss": row[3]}
             for i, row in enumerate(statistics.tolist())
         )
-        _write_lines(Path(trainer.args.output_dir) / "predictions" / f"{name}.jsonl", blocks)
+        _write_lines(Path(trainer.args.output_dir) / "predictions" / f"{name.replace('/', '_')}.jsonl", blocks)
     _finish(trainer, results)
     return results
 
@@ -146,7 +146,7 @@ def _describe_training(trainer, test_metrics: dict[str, float], run: dict[str, A
     train_seconds = train_log.get("train_runtime", 0.0)
     # Of this session only: a resumed run has steps that it did not train.
     share = (state.global_step - trainer._initial_global_step) / max(state.global_step, 1)
-    tokens = sum(trainer.train_dataset["length"]) * train_log.get("epoch", 0.0) * share
+    tokens = (trainer.tokens_per_epoch() or 0) * train_log.get("epoch", 0.0) * share
     from_scratch = run["config"].get("from_scratch", False)
     stage = {
         "recipe": run["recipe"],
@@ -170,7 +170,7 @@ def _describe_training(trainer, test_metrics: dict[str, float], run: dict[str, A
             "test": round(test_metrics["test_runtime"], 1),
             "total": round(seconds_since_start(), 1),
         },
-        "tokens_per_second": round(tokens / train_seconds) if train_seconds else None,
+        "tokens_per_second": round(tokens / train_seconds) if tokens and train_seconds else None,
         "peak_memory_gib": peak_memory(trainer.args.device.type),
     }
 

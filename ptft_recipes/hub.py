@@ -207,11 +207,15 @@ def _data_table(data: dict[str, Any]) -> str:
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     for split, rows in data["rows"].items():
         overlap = data["overlap_with_train"].get(split, {}).get("normalised", "")
-        counts = " | ".join(f"{data['tokens'][split][kind]:,}" for kind in kinds)
+        counts = " | ".join(_number(data["tokens"][split][kind]) for kind in kinds)
         cut = " (cut from train)" if split in data["cut"] else ""
         dropped, fingerprint = data["dropped"][split], data["fingerprint"][split]
-        lines.append(f"| {split}{cut} | {rows:,} | {dropped} | {counts} | {overlap} | `{fingerprint}` |")
+        lines.append(f"| {split}{cut} | {_number(rows)} | {dropped} | {counts} | {overlap} | `{fingerprint}` |")
     return "\n".join(lines)
+
+
+def _number(count: int | None) -> str:
+    return "streamed" if count is None else f"{count:,}"
 
 
 def _training_table(run: dict[str, Any]) -> str:

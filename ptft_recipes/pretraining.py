@@ -1,18 +1,22 @@
 """Masked language modelling with Trainer, and the hand-over of the encoder to the next stage."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import PeftModel
 from peft.utils.other import ModulesToSaveWrapper
 from transformers import AutoModel, PreTrainedModel
+from transformers.trainer_callback import TrainerCallback
 
-from ptft_recipes.acceleration import LengthGroupedSampler
+from ptft_recipes.collators import check_packable
+from ptft_recipes.corpora import StreamedRows
 from ptft_recipes.errors import InputError
 from ptft_recipes.modeling import ModelArguments, from_pretrained
-from ptft_recipes.perplexity import masked_lm_statistics
-from ptft_recipes.sampling import DrawnRows, DrawSampler
+from ptft_recipes.perplexity import masked_lm_metrics, masked_lm_statistics
+from ptft_recipes.sampling import DrawnRows, DrawSampler, MixingSampler
 from ptft_recipes.sparse_head import model_body, only_at
 from ptft_recipes.training import RecipeTrainer
 from ptft_recipes.tuning import PLAIN_METHODS, TuningArguments, apply_tuning
@@ -23,16 +27,28 @@ logger = logging.getLogger(__name__)
 class MaskedLMTrainer(RecipeTrainer):
     """RecipeTrainer that computes the vocabulary head at masked positions only, and tells the collator the epoch.
 
-    - Logits are `[masked tokens of the batch, vocabulary]`; `predict` returns `masked_lm_statistics` per row.
+    - Logits are `[masked tokens of the batch, vocabulary]`; `predict` returns `masked_lm_statistics` per row,
+      and `evaluate` scores by `masked_lm_metrics`.
     - Rows are drawn as `sampling.Draw`, so that masks depend on seed, epoch and row alone.
+
+    Args:
+        args: As for RecipeTrainer; the training rows as `training_rows` returned them.
+        shares: Of the corpora besides the first in the training rows; 0 for one that is only scored.
+        kwargs: As for RecipeTrainer.
     """
 
-    def __init__(self, *args, **kwargs):  # noqa: D107
-        super().__init__(*args, preprocess_logits_for_metrics=masked_lm_statistics, **kwargs)
+    def __init__(self, *args, shares: Sequence[float] = (), **kwargs):  # noqa: D107
+        scoring = {"preprocess_logits_for_metrics": masked_lm_statistics, "compute_metrics": masked_lm_metrics}
+        super().__init__(*args, **scoring, **kwargs)
+        self.shares = [share for share in shares if share]
         self.args.remove_unused_columns = False  # else `word_ids` would not reach the collator
+        if isinstance(self.train_dataset, StreamedRows):
+            self.add_callback(_StreamEpoch(self.train_dataset))
 
     def get_train_dataloader(self):
         """Return the loader of the training rows, as draws."""
+        if isinstance(self.train_dataset, StreamedRows):
+            return super().get_train_dataloader()
         return self._get_dataloader(
             dataset=DrawnRows(self.train_dataset),
             description="Training",
@@ -42,15 +58,22 @@ class MaskedLMTrainer(RecipeTrainer):
         )
 
     def _get_train_sampler(self, train_dataset=None):
-        args = self.args
-        rows = len(self.train_dataset)
+        args, rows = self.args, len(self.train_dataset)
         by_length = args.train_sampling_strategy == "group_by_length"
         # Of equal lengths every order is sorted: groups of random rows, by seed and epoch alone.
         lengths = self.train_dataset["length"][:] if by_length else [0] * rows
         group_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         seed = args.seed if args.data_seed is None else args.data_seed
-        total = args.max_steps * group_size if args.max_steps > 0 else args.num_train_epochs * rows
-        return DrawSampler(LengthGroupedSampler(lengths, group_size, seed), total)
+        sampler = MixingSampler(lengths, self.train_dataset["corpus"][:], self.shares, group_size, seed)
+        epochs = args.max_steps * group_size / len(sampler) if args.max_steps > 0 else args.num_train_epochs
+        return DrawSampler(sampler, epochs)
+
+    def tokens_per_epoch(self) -> int | None:
+        """Return the tokens of the rows that the first epoch draws; None of a stream."""
+        if isinstance(self.train_dataset, StreamedRows):
+            return None
+        lengths = np.asarray(self.train_dataset["length"][:])
+        return int(lengths[self._get_train_sampler().sampler.chosen()].sum())
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         """Compute the loss as RecipeTrainer does, with the head at masked positions only."""
@@ -62,8 +85,22 @@ class MaskedLMTrainer(RecipeTrainer):
         return type(outputs)(logits=outputs.logits[: int((labels != -100).sum())]), labels
 
 
+class _StreamEpoch(TrainerCallback):
+    """Tells a stream its epoch; accelerate does not, on resume."""
+
+    def __init__(self, stream: StreamedRows):
+        self.stream = stream
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.stream.set_epoch(int(state.epoch or 0))
+
+
 def prepare_masked_lm(
-    model: PreTrainedModel, model_args: ModelArguments, tuning_args: TuningArguments, new_modules: list[str]
+    model: PreTrainedModel,
+    model_args: ModelArguments,
+    tuning_args: TuningArguments,
+    new_modules: list[str],
+    packing: bool = False,
 ) -> PreTrainedModel | PeftModel:
     """Apply the tuning method, train and save a head that the checkpoint lacks, and keep a pooler that it has.
 
@@ -75,10 +112,13 @@ def prepare_masked_lm(
         model_args: What was loaded.
         tuning_args: As for `apply_tuning`.
         new_modules: As `load_model` returned them.
+        packing: It is to read packed rows.
 
     Raises:
-        InputError: An encoder-decoder, or as `apply_tuning`.
+        InputError: An encoder-decoder, a model that cannot keep packed rows apart, or as `apply_tuning`.
     """
+    if packing:
+        check_packable(model.config)
     if model.config.is_encoder_decoder:
         raise InputError(
             f"{model.config.model_type} is an encoder-decoder; masked language modelling needs an encoder"

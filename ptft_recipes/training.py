@@ -209,6 +209,10 @@ class RecipeTrainer(Trainer):
         labels = None if output.label_ids is None else output.label_ids[place]
         return output._replace(predictions=output.predictions[place], label_ids=labels)
 
+    def tokens_per_epoch(self) -> int | None:
+        """Return the tokens that an epoch of training reads."""
+        return sum(self.train_dataset["length"])
+
     def init_hf_repo(self, token=None):
         """Do nothing: `publish` creates the repository when there is something to put into it."""
 

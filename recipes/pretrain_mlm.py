@@ -5,28 +5,28 @@
 """Go on pre-training an encoder on the raw text of your domain, by masked language modelling.
 
     accelerate launch recipes/pretrain_mlm.py                                     the demo, offline
-    ... --train_file reports.txt                                                  your own text: txt, jsonl, csv, ...
+    ... --train_file reports.txt --mix general.txt=0.2                            your own text, general text replayed
+    ... --train_file large.jsonl --streaming --max_steps 50000                    more text than memory
     ... --masking_unit span --mlm_probability 0.3                                 gaps of whole words instead of tokens
-    ... --from_scratch --num_train_epochs 40                                      new weights
     accelerate launch recipes/finetune_cls.py --model_name_or_path runs/pretrain_mlm      then
 
-15 % of the tokens are hidden and predicted (Devlin et al., 2019, section 3.1; Gururangan et al., 2020, section 3). The
-perplexity of held-out documents is reported before and after, with intervals over the documents.
+15 % of the tokens are hidden and predicted (Devlin et al., 2019, section 3.1). Perplexity of held-out documents is
+reported before and after, with intervals over the documents.
 """
 
 from dataclasses import dataclass, field
 
 from transformers import AutoModelForMaskedLM, TrainingArguments
 
-from ptft_recipes.blocks import check_tokenizer, count_blocks, pack_blocks, split_into_blocks
+from ptft_recipes.blocks import check_tokenizer, count_blocks, split_into_blocks
 from ptft_recipes.cli import parse_args, run_command
-from ptft_recipes.collators import MaskingCollator, check_packable, mask_held_out
-from ptft_recipes.data import DatasetArguments, load_splits
+from ptft_recipes.collators import MaskingCollator, mask_held_out
+from ptft_recipes.corpora import load_corpora, training_rows
+from ptft_recipes.data import DatasetArguments
 from ptft_recipes.evaluation import score_held_out_text
 from ptft_recipes.hub import publish
 from ptft_recipes.modeling import ModelArguments, load_model, load_tokenizer
 from ptft_recipes.objectives import masked_lm_loss
-from ptft_recipes.perplexity import masked_lm_metrics
 from ptft_recipes.pretraining import MaskedLMTrainer, check_saved_model, prepare_masked_lm
 from ptft_recipes.training import start_run
 from ptft_recipes.tuning import TuningArguments
@@ -37,7 +37,6 @@ DEFAULTS = {
     "dataset_name": "demo/aclsum_papers",
     "output_dir": "runs/pretrain_mlm",
     "learning_rate": 3e-4,
-    "weight_decay": 0.01,
     "num_train_epochs": 2.0,
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 32,
@@ -63,12 +62,14 @@ class DataArguments(DatasetArguments):
     masking_unit: str = field(default="token", metadata={"help": "token, word, or span (of words)"})
     mlm_probability: float = field(default=0.15, metadata={"help": "share of the tokens that is hidden in training"})
     mlm_probability_end: float | None = field(default=None, metadata={"help": "that share at the end; linear"})
+    mix: list[str] = field(default_factory=list, metadata={"help": "other corpora to mix in: general.txt=0.2 ..."})
+    streaming: bool = field(default=False, metadata={"help": "do not load the training documents into memory"})
+    shuffle_buffer_size: int = field(default=10_000, metadata={"help": "blocks of a stream that are shuffled at once"})
 
 
-def preprocess(examples, tokenizer, text_column, max_length, line_by_line):
+def preprocess(examples, tokenizer, args):
     """A document becomes blocks inside its borders: [CLS] tokens [SEP], the last as short as what remains."""
-    texts = examples[text_column]
-    return split_into_blocks(tokenizer, texts, examples["id"], max_length=max_length, line_by_line=line_by_line)
+    return split_into_blocks(tokenizer, examples[args.text_column], examples["id"], args.max_length, args.line_by_line)
 
 
 def main(argv=None):
@@ -81,23 +82,19 @@ def main(argv=None):
     # 2. Data: train to learn from, validation to choose, test to report; no document is in two of them.
     tokenizer = load_tokenizer(model_args)
     check_tokenizer(tokenizer, data_args.max_length)
-    raw, run["data"] = load_splits(data_args, [data_args.text_column])
-    size = {"max_length": data_args.max_length}
+    raw, run["data"] = load_corpora(data_args, data_args.text_column, data_args.mix, data_args.streaming)
+    kwargs = {"batched": True, "batch_size": 100, "remove_columns": ["id", data_args.text_column]}
+    kwargs["fn_kwargs"] = {"tokenizer": tokenizer, "args": data_args}
     with training_args.main_process_first(desc="tokenization"):
-        kwargs = size | {name: getattr(data_args, name) for name in ("text_column", "line_by_line")}
-        kwargs["tokenizer"] = tokenizer
-        dataset = raw.map(preprocess, batched=True, remove_columns=["id", data_args.text_column], fn_kwargs=kwargs)
-        run["data"]["tokens"] = count_blocks(dataset, tokenizer, data_args.max_length)
-        if data_args.packing:
-            columns = dataset["train"].column_names
-            dataset["train"] = dataset["train"].map(pack_blocks, batched=True, remove_columns=columns, fn_kwargs=size)
-        held_out = {split: mask_held_out(dataset[split], tokenizer) for split in ("validation", "test")}
+        dataset = {split: text.map(preprocess, **kwargs) for split, text in raw.items()}
+    run["data"]["tokens"] = count_blocks(dataset, tokenizer, data_args.max_length, training_args.max_steps <= 0)
+    held_out = {split: mask_held_out(rows, tokenizer) for split, rows in dataset.items() if "train" not in split}
+    pack_to = data_args.max_length if data_args.packing else None
+    dataset["train"] = training_rows(dataset, run["data"], training_args, pack_to, data_args.shuffle_buffer_size)
 
-    # 3. Model: the body, its vocabulary head, and which weights may move.
+    # 3. Model: body, vocabulary head, and which weights may move.
     model, new_modules = load_model(AutoModelForMaskedLM, model_args, tokenizer)
-    model = prepare_masked_lm(model, model_args, tuning_args, new_modules)
-    if data_args.packing:
-        check_packable(model.config)
+    model = prepare_masked_lm(model, model_args, tuning_args, new_modules, data_args.packing)
 
     # 4. Train.
     rates = data_args.mlm_probability, data_args.mlm_probability_end
@@ -105,12 +102,12 @@ def main(argv=None):
         model=model,
         args=training_args,
         train_dataset=dataset["train"],
+        shares=run["data"]["mix"].values(),
         eval_dataset=held_out.pop("validation"),
         data_collator=MaskingCollator(tokenizer, data_args.masking_unit, *rates, training_args.seed, model.config),
         processing_class=tokenizer,
         layer_wise_decay=tuning_args.layer_wise_decay,
         compute_loss_func=masked_lm_loss,
-        compute_metrics=masked_lm_metrics,
     )
     before = {name: trainer.predict(text).predictions for name, text in held_out.items()}
     trainer.train()

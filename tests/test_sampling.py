@@ -19,7 +19,7 @@ def dataset(tokenizer):
 
 
 def sampler(dataset, epochs=2):
-    return DrawSampler(LengthGroupedSampler(dataset["length"][:], 4, seed=5), total=epochs * len(dataset))
+    return DrawSampler(LengthGroupedSampler(dataset["length"][:], 4, seed=5), epochs)
 
 
 def test_draws_cover_each_row_once_per_epoch_and_tell_how_far_training_is(dataset):

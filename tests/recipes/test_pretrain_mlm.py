@@ -101,6 +101,50 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_ends_in_the_same_weights(run_ml
     assert (tmp_path / "mlm" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("endless", [False, True])
+def test_a_streamed_run_goes_over_its_epochs_and_is_resumed_exactly(run_mlm, tmp_path, corpus, workers, endless):
+    common = {"lr_scheduler_type": "constant", "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 6,
+              "eval_steps": 6, "save_total_limit": 9, "dataloader_num_workers": workers,
+              "shuffle_buffer_size": 20}  # fmt: skip
+    common |= {"max_steps": 24} if endless else {"num_train_epochs": 2}
+    whole = run_mlm("--streaming", **common, output_dir=tmp_path / "whole")
+    blocks, last = whole["run"]["data"]["tokens"]["train"]["blocks"], whole["run"]["steps"]
+    assert (blocks is None) == endless
+    if not endless:
+        assert last == 2 * math.ceil(blocks / 8)
+        assert whole["run"]["epochs"] == 2
+    assert "streamed" in (tmp_path / "whole" / "README.md").read_text()
+    (tmp_path / "mlm").mkdir()
+    (tmp_path / "whole" / "checkpoint-18").rename(tmp_path / "mlm" / "checkpoint-18")
+    resumed = run_mlm("--streaming", **common, resume_from_checkpoint="last")
+    assert resumed["run"]["steps"] == last > 18
+    assert resumed["metrics"] == whole["metrics"]
+    name = "checkpoint-24/model.safetensors"
+    assert (tmp_path / "mlm" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_general_text_is_mixed_in_and_scored_beside_the_domain(run_mlm, tmp_path):
+    general = tmp_path / "general.txt"
+    general.write_text("\n\n".join(f"{'a cell of the lab ' * 12}{i}" for i in range(30)))
+    results = run_mlm("--mix", f"{general}=0.3", num_train_epochs=4)
+    scores = results["metrics"]
+    assert scores["perplexity/general"]["n"] == 3
+    assert scores["perplexity_ratio/general"]["value"] < 0.8
+    assert results["run"]["data"]["mix"] == {"general": 0.3}
+    tokens = results["run"]["data"]["tokens"]
+    domain = tokens["train"]["blocks"]
+    assert results["run"]["steps"] == 4 * math.ceil((domain + round(domain * 0.3 / 0.7)) / 8)
+    assert tokens["train/general"]["documents"] == 24
+    assert lines(tmp_path / "mlm" / "predictions" / "test_general.jsonl")
+    card = (tmp_path / "mlm" / "README.md").read_text()
+    assert "| general |" in card
+    streamed = run_mlm(
+        "--streaming", "--mix", f"{general}=0.3", max_steps=8, max_eval_samples=5, output_dir=tmp_path / "streamed"
+    )
+    assert streamed["metrics"]["perplexity/general"]["n"] > 1
+
+
 def test_two_processes_train_as_one_does(run_mlm, tmp_path, checkpoint, corpus):
     one = run_mlm(max_steps=6, per_device_train_batch_size=8)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
