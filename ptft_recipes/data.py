@@ -73,7 +73,7 @@ def load_splits(
     Args:
         data_args: Where the data comes from.
         text_columns: One column, or two for pairs.
-        label_column: None for raw text.
+        label_column: None for raw text, of which a `.txt` file has a document from each blank line to the next.
         problem_type: As in `PreTrainedConfig.problem_type`; None to infer it from the labels.
         label_separator: Splits the labels of a multi-label cell of text, e.g. `sports|politics`.
 
@@ -139,7 +139,9 @@ def _read(data_args: DatasetArguments, text_columns, label_column) -> tuple[str,
         if path:
             required = _required(split, text_columns, label_column)
             optional = [label_column] if label_column and label_column not in required else []
-            splits[split] = _to_dataset(read_rows(path, required, optional), text_columns, label_column)
+            splits[split] = _to_dataset(
+                read_rows(path, required, optional, documents=label_column is None), text_columns, label_column
+            )
     return ", ".join(Path(path).name for path in files.values() if path), splits
 
 

@@ -44,7 +44,8 @@ def dataset_rows(name: str) -> dict[str, list[dict]]:
 
     `demo/aclsum_roles` has the sentences of abstract, introduction and conclusion of 250 NLP papers and a column
     `label`: the role that annotators highlighted, or `none`. The few sentences with two roles are left out.
-    `demo/aclsum_papers` has the body of the *training* papers only, because the others hold test sentences.
+    `demo/aclsum_papers` has the bodies of the same papers in the same splits: what is learned from train has not seen
+    the sentences on which either data set is tested.
 
     Source: Takeshita et al., ACLSum: A New Dataset for Aspect-based Summarization of Scientific Publications
     (NAACL 2024).
@@ -58,10 +59,9 @@ def dataset_rows(name: str) -> dict[str, list[dict]]:
         from aclsum import ACLSum
     except ImportError:
         raise _not_installed(name, "--dataset_name or --train_file") from None
-    if name == "demo/aclsum_papers":
-        return {"train": [{"id": paper.id, "text": _full_text(paper)} for paper in ACLSum("train")]}
+    rows = _paper_rows if name == "demo/aclsum_papers" else _role_rows
     splits = {"train": "train", "validation": "val", "test": "test"}
-    return {split: list(_role_rows(ACLSum(source))) for split, source in splits.items()}
+    return {split: list(rows(ACLSum(source))) for split, source in splits.items()}
 
 
 def _role_rows(papers):
@@ -72,6 +72,11 @@ def _role_rows(papers):
                 if len(roles) < 2:
                     label = roles[0] if roles else "none"
                     yield {"id": f"{paper.id}/{section}/{index}", "text": text, "label": label}
+
+
+def _paper_rows(papers):
+    for paper in papers:
+        yield {"id": paper.id, "text": _full_text(paper)}
 
 
 def _full_text(paper) -> str:

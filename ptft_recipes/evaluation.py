@@ -2,15 +2,17 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from transformers import EvalPrediction
 
 from ptft_recipes.labels import MULTI, REGRESSION, SINGLE
 from ptft_recipes.metrics import confusion_matrix, probabilities
+from ptft_recipes.perplexity import masked_lm_metrics
 from ptft_recipes.provenance import peak_memory, saved_mib, seconds_since_start
 from ptft_recipes.reporting import plot_confusion_matrix, plot_learning_curves, write_yaml
 from ptft_recipes.significance import bootstrap_intervals
@@ -40,23 +42,86 @@ def score_test_split(
         `{"split": "test", "metrics": {name: {"value", "ci95", "n"}}, "run": {...}}`.
     """
     prediction = trainer.predict(dataset)
-    results = {"split": "test", "metrics": {}, "run": run | _describe_training(trainer, prediction.metrics)}
+    results = {"split": "test", "metrics": {}, "run": _describe_training(trainer, prediction.metrics, run)}
     if not trainer.is_world_process_zero():
         return results
     if prediction.label_ids is not None:
         results["metrics"] = _with_intervals(metrics, prediction)
     output_dir = Path(trainer.args.output_dir)
     _write_predictions(output_dir / "predictions" / "test.jsonl", dataset["id"], prediction, problem_type, label_names)
-    write_yaml(output_dir / "config.yaml", run["config"])
-    plot_learning_curves(trainer.state.log_history, output_dir / "plots" / "learning_curves.png")
     if problem_type == SINGLE and prediction.label_ids is not None:
         predicted = np.argmax(prediction.predictions, axis=1)
         counts = confusion_matrix(predicted, prediction.label_ids, len(label_names))
         plot_confusion_matrix(counts, label_names, output_dir / "plots" / "confusion_matrix.png")
-    # Last: a folder with results.json is a finished run.
+    _finish(trainer, results)
+    return results
+
+
+def score_held_out_text(
+    trainer, held_out: dict[str, Dataset], before: dict[str, np.ndarray], run: dict[str, Any]
+) -> dict[str, Any]:
+    """Score held-out texts after training, beside what they scored before it, and write what a reader needs.
+
+    The intervals are over documents, because the blocks of one document are not independent; before and after are
+    resampled together, so that the interval of their ratio is a paired one. Writes into `output_dir`: `results.json`,
+    `predictions/test.jsonl` with the sums per block, `config.yaml` and the learning curves.
+
+    Args:
+        trainer: A trained `MaskedLMTrainer`; all processes call this together.
+        held_out: `test`, the domain's text, and `test/<name>` further ones; masked blocks with `document`.
+        before: Per text what `trainer.predict` returned as predictions before training, `[blocks, 3]`.
+        run: What `start_run` returned, and what the recipe added.
+
+    Returns:
+        As `score_test_split`: `perplexity`, `perplexity_before`, their ratio, `accuracy` and `accuracy_before` of
+        `test`, and the same as `perplexity/<name>` of further texts; `n` is the number of documents.
+    """
+    after = {name: trainer.predict(dataset) for name, dataset in held_out.items()}
+    results = {"split": "test", "metrics": {}, "run": _describe_training(trainer, after["test"].metrics, run)}
+    if not trainer.is_world_process_zero():
+        return results
+    for name, dataset in held_out.items():
+        statistics = np.hstack([before[name], after[name].predictions])
+        names, document = np.unique(dataset["document"], return_inverse=True)
+        sums = np.zeros((len(names), statistics.shape[1]))
+        np.add.at(sums, document, statistics)
+        scores = _with_intervals(before_and_after, EvalPrediction(sums, names))
+        suffix = name.removeprefix("test")
+        results["metrics"] |= {f"{score}{suffix}": value for score, value in scores.items()}
+        blocks = (
+            {"document": str(names[document[i]]), "tokens": int(row[1]), "loss_before": row[0], "loss": row[3]}
+            for i, row in enumerate(statistics.tolist())
+        )
+        _write_lines(Path(trainer.args.output_dir) / "predictions" / f"{name.replace('/', '_')}.jsonl", blocks)
+    _finish(trainer, results)
+    return results
+
+
+def before_and_after(prediction, weights: np.ndarray | None = None) -> dict[str, float]:
+    """Score `predictions` `[rows, 6]`, the statistics of a text before training and after it."""
+    statistics = np.asarray(prediction.predictions)
+    old, new = (
+        masked_lm_metrics(EvalPrediction(half, prediction.label_ids), weights) for half in np.hsplit(statistics, 2)
+    )
+    return {
+        "perplexity": new["perplexity"],
+        "perplexity_before": old["perplexity"],
+        "perplexity_ratio": new["perplexity"] / old["perplexity"],
+        "accuracy": new["accuracy"],
+        "accuracy_before": old["accuracy"],
+    }
+
+
+def _finish(trainer, results: dict[str, Any]) -> None:
+    """Write what every run leaves behind, `results.json` last: a folder that has it is a finished run."""
+    output_dir, run = Path(trainer.args.output_dir), results["run"]
+    write_yaml(output_dir / "config.yaml", run["config"])
+    plot_learning_curves(trainer.state.log_history, output_dir / "plots" / "learning_curves.png")
+    # In the model's own config, which every copy of it keeps and the next stage reads.
+    trainer.model.config.lineage = run["lineage"]
+    trainer.model.config.save_pretrained(output_dir)
     (output_dir / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     log_results(results, output_dir)
-    return results
 
 
 def _with_intervals(metrics: Metrics, prediction) -> dict[str, dict[str, Any]]:
@@ -72,7 +137,8 @@ def _with_intervals(metrics: Metrics, prediction) -> dict[str, dict[str, Any]]:
     }
 
 
-def _describe_training(trainer, test_metrics: dict[str, float]) -> dict[str, Any]:
+def _describe_training(trainer, test_metrics: dict[str, float], run: dict[str, Any]) -> dict[str, Any]:
+    """Return `run` with what is known after training, its lineage included: every stage since the first weights."""
     state = trainer.state
     train_log = next((entry for entry in reversed(state.log_history) if "train_runtime" in entry), {})
     trainable, total = trainer.parameter_counts
@@ -80,8 +146,19 @@ def _describe_training(trainer, test_metrics: dict[str, float]) -> dict[str, Any
     # Of this session only: a resumed run has steps that it did not train.
     share = (state.global_step - trainer._initial_global_step) / max(state.global_step, 1)
     step = trainer.step_times.median()
-    tokens = sum(trainer.train_dataset["length"]) * train_log.get("epoch", 0.0) * share
-    return {
+    tokens = (trainer.tokens_per_epoch() or 0) * train_log.get("epoch", 0.0) * share
+    from_scratch = run["config"].get("from_scratch", False)
+    stage = {
+        "recipe": run["recipe"],
+        "from": run["base_model"],
+        "from_scratch": from_scratch,
+        "data": run["data"]["name"],
+        "fingerprint": run["data"]["fingerprint"]["train"],
+        "steps": state.global_step,
+    }
+    earlier = [] if from_scratch else getattr(trainer.model.config, "lineage", [])
+    return run | {
+        "lineage": [*earlier, stage],
         "steps": state.global_step,
         "epochs": train_log.get("epoch"),
         "best_step": state.best_global_step,
@@ -94,7 +171,7 @@ def _describe_training(trainer, test_metrics: dict[str, float]) -> dict[str, Any
             "total": round(seconds_since_start(), 1),
         },
         "milliseconds_per_step": None if step is None else round(1000 * step, 1),
-        "tokens_per_second": round(tokens / train_seconds) if train_seconds else None,
+        "tokens_per_second": round(tokens / train_seconds) if tokens and train_seconds else None,
         "peak_memory_gib": peak_memory(trainer.args.device.type),
         "saved_mib": round(saved_mib(Path(trainer.args.output_dir)), 2),
     }
@@ -106,7 +183,6 @@ def _finite(value: float | None) -> float | None:
 
 def _write_predictions(path: Path, ids, prediction, problem_type: str, label_names: list[str]) -> None:
     """Write a line per example: id, gold, predicted, probabilities."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     logits, gold = prediction.predictions, prediction.label_ids
 
     def named(row):
@@ -116,7 +192,7 @@ def _write_predictions(path: Path, ids, prediction, problem_type: str, label_nam
             return [name for name, present in zip(label_names, row, strict=True) if present]
         return label_names[int(row)]
 
-    with path.open("w", encoding="utf-8") as file:
+    def lines():
         scores = None if problem_type == REGRESSION else probabilities(logits, problem_type)
         for i, example in enumerate(ids):
             choice = logits[i] if scores is None else scores[i] >= 0.5 if problem_type == MULTI else scores[i].argmax()
@@ -124,7 +200,15 @@ def _write_predictions(path: Path, ids, prediction, problem_type: str, label_nam
             if scores is not None:
                 values = [round(float(value), 6) for value in scores[i]]
                 line["probabilities"] = dict(zip(label_names, values, strict=True))
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            yield line
+
+    _write_lines(path, lines())
+
+
+def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def split_by_class(metrics: dict[str, dict]) -> tuple[dict[str, dict], dict[str, dict[str, dict]]]:

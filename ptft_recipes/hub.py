@@ -25,6 +25,13 @@ ALLOWED = (
 )  # fmt: skip
 
 
+# By the Hub's name of the task: the Auto class, a name for the pipeline, an input for it.
+USAGE = {
+    "text-classification": ("AutoModelForSequenceClassification", "classify", '"Some text."'),
+    "fill-mask": ("AutoModelForMaskedLM", "fill", 'f"Some {fill.tokenizer.mask_token}."'),
+}
+
+
 def publish(trainer, results: dict[str, Any], task: str) -> None:
     """Write the model card, and with `--push_to_hub` upload model, tokenizer, card, results and plots.
 
@@ -42,7 +49,6 @@ def publish(trainer, results: dict[str, Any], task: str) -> None:
     repo_id = args.hub_model_id or output_dir.name
     if (output_dir / "adapter_config.json").exists():
         _name_base_model(output_dir, results["run"]["base_model"])
-        trainer.model.config.save_pretrained(output_dir)  # the label names, which PEFT does not save
     if trainer.push_at_end:
         repo_id = _create_repo(repo_id, private=args.hub_private_repo is not False)
     write_model_card(output_dir, results, task, repo_id if trainer.push_at_end else str(output_dir))
@@ -108,9 +114,9 @@ def write_model_card(output_dir: Path, results: dict[str, Any], task: str, model
     )
     sections = [
         f"# {name}",
-        _summary(run, base_model),
+        _summary(run, base_model, task),
         "## Results\n\n" + _results_table(metrics, data),
-        "## Use\n\n" + _usage(model_id, base_model, is_adapter),
+        "## Use\n\n" + _usage(model_id, base_model, is_adapter, task),
         "## Data\n\n" + _data_table(data),
         "## Training\n\n" + _training_table(run),
     ]
@@ -131,17 +137,29 @@ def _could_be_hub_id(name: str) -> bool:
     return bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)) and not Path(name).exists()
 
 
-def _summary(run: dict[str, Any], base_model: str) -> str:
-    start = (
-        "trained from new weights in the architecture of" if run["config"].get("from_scratch") else "fine-tuned from"
-    )
+def _summary(run: dict[str, Any], base_model: str, task: str) -> str:
+    start = "pre-training continued from" if task == "fill-mask" else "fine-tuned from"
+    if run["config"].get("from_scratch"):
+        start = "trained from new weights in the architecture of"
     tuning = run["config"].get("tuning", "full")
     share = run["trainable_parameters"] / run["total_parameters"]
     return (
         f"`{run['recipe']}` of ptft-recipes {run['versions']['ptft-recipes']}, {start} `{base_model}` on "
         f"`{run['data']['name']}`; tuning `{tuning}`, {run['trainable_parameters']:,} of {run['total_parameters']:,} "
-        f"weights trained ({share:.1%})."
+        f"weights trained ({share:.1%}).\n\nLineage: {format_lineage(run['lineage'])}."
     )
+
+
+def format_lineage(lineage: list[dict[str, Any]]) -> str:
+    """Say through which stages the weights went, oldest first.
+
+    >>> format_lineage([{"recipe": "pretrain_mlm", "from": "bert", "from_scratch": False, "data": "papers",
+    ...                  "fingerprint": "0ab1", "steps": 9}])
+    '`bert` → `papers` (pretrain_mlm, 9 steps, data `0ab1`)'
+    """
+    start = "new weights in the architecture of " * lineage[0]["from_scratch"] + f"`{lineage[0]['from']}`"
+    stages = [f"`{s['data']}` ({s['recipe']}, {s['steps']:,} steps, data `{s['fingerprint']}`)" for s in lineage]
+    return " → ".join([start, *stages])
 
 
 def _results_table(metrics: dict[str, Any], data: dict[str, Any]) -> str:
@@ -166,30 +184,38 @@ def _results_table(metrics: dict[str, Any], data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _usage(model_id: str, base_model: str, is_adapter: bool) -> str:
+def _usage(model_id: str, base_model: str, is_adapter: bool, task: str) -> str:
+    auto_class, name, text = USAGE[task]
     if is_adapter:
         code = (
             "from peft import PeftModel\n"
-            "from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline\n\n"
-            f'config = AutoConfig.from_pretrained("{model_id}")  # knows the labels\n'
-            f'base = AutoModelForSequenceClassification.from_pretrained("{base_model}", config=config)\n'
+            f"from transformers import AutoConfig, {auto_class}, AutoTokenizer, pipeline\n\n"
+            f'config = AutoConfig.from_pretrained("{model_id}")  # of the run: labels, lineage\n'
+            f'base = {auto_class}.from_pretrained("{base_model}", config=config)\n'
             f'model = PeftModel.from_pretrained(base, "{model_id}")\n'
-            f'classify = pipeline("text-classification", model, tokenizer=AutoTokenizer.from_pretrained("{model_id}"))'
+            f'{name} = pipeline("{task}", model, tokenizer=AutoTokenizer.from_pretrained("{model_id}"))'
         )
     else:
-        code = f'from transformers import pipeline\n\nclassify = pipeline("text-classification", "{model_id}")'
-    return f'```python\n{code}\nprint(classify("Some text."))\n```'
+        code = f'from transformers import pipeline\n\n{name} = pipeline("{task}", "{model_id}")'
+    return f"```python\n{code}\nprint({name}({text}))\n```"
 
 
 def _data_table(data: dict[str, Any]) -> str:
-    lines = ["| split | rows | dropped | truncated | also in train | fingerprint |", "|---|---|---|---|---|---|"]
+    counted = {"truncated_rows": "truncated", "tokens": "tokens", "blocks": "blocks"}
+    kinds = [kind for kind in counted if kind in data["tokens"]["train"]]
+    headings = ["split", "rows", "dropped", *(counted[kind] for kind in kinds), "also in train", "fingerprint"]
+    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     for split, rows in data["rows"].items():
         overlap = data["overlap_with_train"].get(split, {}).get("normalised", "")
-        truncated = data["tokens"][split]["truncated_rows"]
+        counts = " | ".join(_number(data["tokens"][split][kind]) for kind in kinds)
         cut = " (cut from train)" if split in data["cut"] else ""
         dropped, fingerprint = data["dropped"][split], data["fingerprint"][split]
-        lines.append(f"| {split}{cut} | {rows:,} | {dropped} | {truncated} | {overlap} | `{fingerprint}` |")
+        lines.append(f"| {split}{cut} | {_number(rows)} | {dropped} | {counts} | {overlap} | `{fingerprint}` |")
     return "\n".join(lines)
+
+
+def _number(count: int | None) -> str:
+    return "streamed" if count is None else f"{count:,}"
 
 
 def _training_table(run: dict[str, Any]) -> str:

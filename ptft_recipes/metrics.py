@@ -8,7 +8,7 @@ import numpy as np
 
 from ptft_recipes.labels import MULTI, REGRESSION
 
-LOWER_IS_BETTER = ("mse", "mae")
+LOWER_IS_BETTER = ("mse", "mae", "perplexity")
 
 
 def classification_metrics(prediction, *, problem_type: str, label_names: list[str], weights=None) -> dict[str, float]:

@@ -54,8 +54,8 @@ def _source(model_args: ModelArguments) -> dict:
     }
 
 
-def _from_pretrained(auto_class, model_args: ModelArguments, **kwargs):
-    """Call `auto_class.from_pretrained`; what the user can mend becomes an InputError."""
+def from_pretrained(auto_class, model_args: ModelArguments, **kwargs):
+    """Call `auto_class.from_pretrained` for what the arguments name; what the user can mend becomes an InputError."""
     try:
         return auto_class.from_pretrained(**_source(model_args), **kwargs)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
@@ -77,8 +77,8 @@ def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
     Raises:
         InputError: It cannot be found or read.
     """
-    tokenizer = _from_pretrained(AutoTokenizer, model_args)
-    config = _from_pretrained(AutoConfig, model_args)
+    tokenizer = from_pretrained(AutoTokenizer, model_args)
+    config = from_pretrained(AutoConfig, model_args)
     positions = getattr(config, "max_position_embeddings", None)
     if tokenizer.model_max_length > 1_000_000 and positions:  # the tokenizer does not know
         # The RoBERTa family counts positions from padding_idx + 1 on.
@@ -135,7 +135,7 @@ def load_model(
             "id2label": dict(enumerate(label_names)),
             "label2id": {n: i for i, n in enumerate(label_names)},
         }
-    config = _from_pretrained(AutoConfig, model_args, **config_kwargs)
+    config = from_pretrained(AutoConfig, model_args, **config_kwargs)
     kwargs = {"config": config, "attn_implementation": model_args.attn_implementation, "dtype": "float32"}
     if model_args.from_scratch:
         trust = {"trust_remote_code": model_args.trust_remote_code}
@@ -148,7 +148,7 @@ def load_model(
     else:
         if model_args.load_in_4bit or model_args.load_in_8bit:
             kwargs["quantization_config"] = _quantization_config(auto_class, model_args, config)
-        model, info = _from_pretrained(
+        model, info = from_pretrained(
             auto_class,
             model_args,
             use_safetensors=True,  # never a pickle

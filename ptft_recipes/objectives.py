@@ -57,6 +57,28 @@ def classification_loss(
     return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
+def masked_lm_loss(
+    outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """Cross entropy of the hidden tokens, computed in float32.
+
+    Args:
+        outputs: With `logits`, `[hidden tokens, vocabulary]` where the head was computed at those only, row by row, or
+            `[batch, length, vocabulary]`.
+        labels: `[batch, length]`, -100 for tokens that are not hidden.
+        num_items_in_batch: As for `classification_loss`.
+        label_smoothing: Share of the target that is spread evenly over the vocabulary.
+
+    Returns:
+        A scalar; 0 for a step in which nothing is hidden.
+    """
+    hidden = labels != -100
+    logits = outputs.logits[hidden] if outputs.logits.dim() == 3 else outputs.logits
+    total = F.cross_entropy(logits.float(), labels[hidden], reduction="sum", label_smoothing=label_smoothing)
+    items = hidden.sum() if num_items_in_batch is None else num_items_in_batch
+    return total / max(items, 1)
+
+
 def balanced_class_weights(
     labels, power: float = 1.0, *, problem_type: str = SINGLE, label_names: list[str]
 ) -> torch.Tensor | None:

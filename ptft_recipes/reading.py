@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,16 +15,20 @@ DELIMITERS = (",", "\t", ";", "|")
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
 
 
-def read_rows(path: str | Path, required: Sequence[str], optional: Sequence[str] = ()) -> list[dict]:
+def read_rows(
+    path: str | Path, required: Sequence[str], optional: Sequence[str] = (), documents: bool = False
+) -> list[dict]:
     """Read one data file.
 
     CSV and TSV cells stay strings (`NA` and `007` too), JSON keeps its types, a `.txt` file has one example per line
-    in a column `text`. The delimiter of a CSV file is the one under which its header holds the required columns.
+    in a column `text`, or with `documents` one document from each blank line to the next. The delimiter of a CSV file
+    is the one under which its header holds the required columns.
 
     Args:
         path: A file that ends in one of `SUFFIXES`.
         required: Columns that must be there.
         optional: Columns that are kept where they are there, and are None elsewhere.
+        documents: The file is raw text: an example may have more than one line.
 
     Returns:
         One dict per row with the columns asked for and `id`, the place that the row came from, e.g. `train.csv:17`.
@@ -37,11 +42,39 @@ def read_rows(path: str | Path, required: Sequence[str], optional: Sequence[str]
         raise InputError(f"{path}: no such file")
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: cannot read {path.suffix or 'a file without an ending'}; use {', '.join(SUFFIXES)}")
-    read = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".json": _json, ".txt": _lines}
+    read = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".json": _json}
+    read[".txt"] = _documents if documents else _lines
     rows = list(_select(path, read.get(path.suffix.lower(), _json_lines)(path, required), required, optional))
     if not rows:
         raise InputError(f"{path}: no rows")
     return rows
+
+
+def stream_documents(path: str | Path, text_column: str) -> Iterator[dict[str, str]]:
+    """Read the documents of a file one after the other, in memory that does not grow with the file.
+
+    Args:
+        path: A `.txt` file, with a document from each blank line to the next, or a `.jsonl`, `.ndjson` or `.parquet`
+            file.
+        text_column: Of the documents.
+
+    Yields:
+        `id`, the document's place in the file, and its text under the column's name; blank ones are left out.
+
+    Raises:
+        InputError: As `read_rows`, once the fault is reached; or a file that can only be read as a whole.
+    """
+    path = Path(path)
+    read = {".txt": _documents, ".jsonl": _json_lines, ".ndjson": _json_lines, ".parquet": _parquet}
+    if path.suffix.lower() not in read:
+        raise InputError(f"{path}: --streaming reads {', '.join(read)}; convert it, or leave --streaming out")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    for row in _select(path, read[path.suffix.lower()](path, [text_column]), [text_column], ()):
+        if not isinstance(row[text_column], str | None):
+            raise InputError(f"{row['id']}: column {text_column!r} holds no text")
+        if row[text_column] and row[text_column].strip():
+            yield row
 
 
 def check_columns(where: str | Path, found: Iterable[str], required: Sequence[str]) -> None:
@@ -64,15 +97,26 @@ def _select(path: Path, rows, required: Sequence[str], optional: Sequence[str]) 
 
 def _decode(path: Path) -> str:
     data = path.read_bytes()
+    return _decode_part(data, path)
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    """Read a file line by line, so that one of any size takes no more memory than its longest line."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):  # at \n only: JSON allows U+2028 and others inside a string
+            yield _decode_part(line, path, number).removesuffix("\n")
+
+
+def _decode_part(data: bytes, path: Path, line: int = 1) -> str:
     try:
         # Not "utf-8-sig": behind a byte order mark its errors count from the wrong place.
-        text, place = data.removeprefix(codecs.BOM_UTF8).decode(), data.find(b"\0")
+        text, place = data.removeprefix(codecs.BOM_UTF8 if line == 1 else b"").decode(), data.find(b"\0")
     except UnicodeDecodeError as error:
         place = len(data) - len(error.object) + error.start
     if place < 0:
         return text
     encoding = "UTF-16" if b"\0" in data else "WINDOWS-1252"
-    line = data.count(b"\n", 0, place) + 1
+    line += data.count(b"\n", 0, place)
     raise InputError(
         f"{path}:{line}: byte 0x{data[place]:02x} is not UTF-8 text; re-encode the file, "
         f"e.g. iconv -f {encoding} -t UTF-8 {path.name}"
@@ -116,8 +160,7 @@ def _csv(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
 
 
 def _json_lines(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
-    # Not splitlines(): it also breaks at U+2028 and other characters that JSON allows inside a string.
-    for number, line in enumerate(_decode(path).split("\n"), start=1):
+    for number, line in enumerate(_text_lines(path), start=1):
         if not line.strip():
             continue
         try:
@@ -148,9 +191,20 @@ def _json(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
 
 
 def _lines(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
-    for number, line in enumerate(_decode(path).split("\n"), start=1):
+    for number, line in enumerate(_text_lines(path), start=1):
         if line.strip():
             yield f":{number}", {"text": line.rstrip("\r")}
+
+
+def _documents(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
+    start, lines = 0, []
+    for number, line in enumerate(itertools.chain(_text_lines(path), [""]), start=1):
+        if line.strip():
+            start = start if lines else number
+            lines.append(line.rstrip("\r"))
+        elif lines:
+            yield f":{start}", {"text": "\n".join(lines)}
+            lines = []
 
 
 def _parquet(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
@@ -158,9 +212,10 @@ def _parquet(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        file = pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet file: {error}") from None
-    check_columns(path, table.column_names, required)
-    for index, row in enumerate(table.to_pylist()):
+    check_columns(path, file.schema_arrow.names, required)
+    rows = (row for batch in file.iter_batches(1000) for row in batch.to_pylist())
+    for index, row in enumerate(rows):
         yield f"[{index}]", row

@@ -187,6 +187,10 @@ class RecipeTrainer(Trainer):
         labels = None if output.label_ids is None else output.label_ids[place]
         return output._replace(predictions=output.predictions[place], label_ids=labels)
 
+    def tokens_per_epoch(self) -> int | None:
+        """Return the tokens that an epoch of training reads."""
+        return sum(self.train_dataset["length"])
+
     def init_hf_repo(self, token=None):
         """Do nothing: `publish` creates the repository when there is something to put into it."""
 
@@ -241,18 +245,18 @@ class RecipeTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")
         outputs = model(**inputs)
-        real = self._rows_not_repeated(len(labels))
-        seen = type(outputs)({name: value[:real] for name, value in outputs.items() if torch.is_tensor(value)})
-        items = int((labels[:real] != -100).sum())
-        total = (
-            self.plain_loss_func(seen, labels[:real], num_items_in_batch=1).float()
-            if items
-            else outputs.logits.sum() * 0
-        )
+        seen, labels = self._first_rows(outputs, labels, self._rows_not_repeated(len(labels)))
+        items = int((labels != -100).sum())
+        total = self.plain_loss_func(seen, labels, num_items_in_batch=1).float() if items else outputs.logits.sum() * 0
         self._eval_loss += total.item()
         self._eval_items += items
         loss = total / max(items, 1)
         return (loss, outputs) if return_outputs else loss
+
+    def _first_rows(self, outputs, labels, rows: int):
+        """Return outputs and labels of the first rows of a batch."""
+        seen = {name: value[:rows] for name, value in outputs.items() if torch.is_tensor(value)}
+        return type(outputs)(seen), labels[:rows]
 
     def _rows_not_repeated(self, rows: int) -> int:
         """Return how many rows of this process's batch are not repeats that only fill up the last global batch."""

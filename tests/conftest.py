@@ -141,6 +141,21 @@ def topics(tmp_path_factory):
     }
 
 
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Raw text by split: 40 / 8 / 12 documents of 2 to 12 lines, whose words follow from the document's topic."""
+    folder = tmp_path_factory.mktemp("corpus")
+    paths = {}
+    for seed, (split, count) in enumerate({"train": 40, "validation": 8, "test": 12}.items()):
+        documents = []
+        for i in range(count):
+            rows = [row["text"] for row in topic_rows(2 + i % 11, seed=1000 * seed + i)]
+            documents.append("\n".join(rows))
+        paths[split] = str(folder / f"{split}.txt")
+        Path(paths[split]).write_text("\n\n".join(documents), encoding="utf-8")
+    return paths
+
+
 def load_recipe(name: str, folder: Path = ROOT / "recipes"):
     """Import a recipe from its file, as `python recipes/<name>.py` would find it."""
     spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
@@ -176,5 +191,27 @@ def run_cls(finetune_cls, checkpoint, topics, tmp_path):
             argv += [token for split, path in topics.items() for token in (f"--{split}_file", path)]
         argv += [token for name, value in options.items() for token in (f"--{name}", str(value))]
         return finetune_cls.main([*argv, *flags])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def pretrain_mlm():
+    """The recipe as a module."""
+    return load_recipe("pretrain_mlm")
+
+
+@pytest.fixture
+def run_mlm(pretrain_mlm, checkpoint, corpus, tmp_path):
+    """Run pretrain_mlm in process on the tiny model and the tiny corpus; flags given later win."""
+
+    def run(*flags, output_dir=tmp_path / "mlm", data=True, **options):
+        argv = ["--model_name_or_path", checkpoint, "--output_dir", str(output_dir), "--learning_rate", "5e-3"]
+        argv += ["--per_device_train_batch_size", "8", "--max_length", "32", "--bf16", "false", "--use_cpu", "true"]
+        argv += ["--disable_tqdm", "true"]
+        if data:
+            argv += [token for split, path in corpus.items() for token in (f"--{split}_file", path)]
+        argv += [token for name, value in options.items() for token in (f"--{name}", str(value))]
+        return pretrain_mlm.main([*argv, *flags])
 
     return run

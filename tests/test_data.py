@@ -261,7 +261,7 @@ def test_pairs_of_texts_are_read_in_order_and_compared_as_pairs(tmp_path):
 
 
 def test_raw_text_needs_no_labels(tmp_path):
-    (tmp_path / "train.txt").write_text("".join(f"line {i}\n" for i in range(20)))
+    (tmp_path / "train.txt").write_text("".join(f"line {i}\nand more\n\n" for i in range(20)))
     splits, report = load(label_column=None, train_file=tmp_path / "train.txt")
     assert splits["train"].column_names == ["id", "text"]
     assert report["rows"] == {"train": 16, "validation": 2, "test": 2}

@@ -35,11 +35,11 @@ def test_no_paper_has_sentences_in_two_splits(roles):
     assert sum(map(len, sources.values())) == len(set.union(*sources.values())) == 250
 
 
-def test_the_papers_to_pretrain_on_are_the_training_papers_only(roles, papers):
-    assert papers.keys() == {"train"}
-    assert len(papers["train"]) == 100
+def test_the_papers_are_split_as_their_sentences_are(roles, papers):
+    assert {split: len(rows) for split, rows in papers.items()} == {"train": 100, "validation": 50, "test": 100}
     assert sum(len(row["text"].split()) for row in papers["train"]) == pytest.approx(448_000, rel=0.01)
-    assert {row["id"] for row in papers["train"]} == {row["id"].split("/")[0] for row in roles["train"]}
+    for split, rows in papers.items():
+        assert {row["id"] for row in rows} == {row["id"].split("/")[0] for row in roles[split]}
 
 
 def test_the_demo_goes_through_the_checks_of_any_data_set():

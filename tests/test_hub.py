@@ -36,6 +36,12 @@ def results(**run):
             "best_step": 5, "validation": {"macro_f1": 0.6}, "trainable_parameters": 10, "total_parameters": 20,
             "seconds": {"train": 3.0, "test": 1.0, "total": 9.0}, "data": data, "saved_mib": 1.5,
             "milliseconds_per_step": 250.0, "peak_memory_gib": {"resident": 1.25},
+            "lineage": [
+                {"recipe": "pretrain_mlm", "from": "org/base", "from_scratch": False, "data": "notes.txt",
+                 "fingerprint": "dd", "steps": 7},
+                {"recipe": "finetune_cls", "from": "runs/pretrain_mlm", "from_scratch": False,
+                 "data": "demo/aclsum_roles", "fingerprint": "aa", "steps": 10},
+            ],
         } | run,
     }  # fmt: skip
 
@@ -59,6 +65,23 @@ def test_the_card_says_what_the_run_cost(tmp_path):
     text = card(tmp_path).text
     assert "| weights | 10 of 20 trained; 1.5 MiB saved |" in text
     assert "| step, memory | 250.0 ms per step (median); at most 1.25 GiB (resident) |" in text
+
+
+def test_the_card_tells_the_lineage_from_the_first_weights_on(tmp_path):
+    expected = "`org/base` → `notes.txt` (pretrain_mlm, 7 steps, data `dd`) → `demo/aclsum_roles` (finetune_cls, 10 "
+    assert f"Lineage: {expected}steps, data `aa`)." in card(tmp_path).text
+
+
+def test_the_card_of_a_masked_language_model_counts_blocks_and_fills_a_mask(tmp_path):
+    found = results()
+    found["run"]["data"]["tokens"] = {
+        split: {"tokens": 5000, "blocks": 20} for split in ("train", "validation", "test")
+    }
+    hub.write_model_card(tmp_path, found, "fill-mask", "me/x")
+    text = (tmp_path / "README.md").read_text()
+    assert "pre-training continued from `org/base`" in text
+    assert "| train | 300 | 1 | 5,000 | 20 |  | `aa` |" in text
+    assert 'fill = pipeline("fill-mask", "me/x")' in text
 
 
 def test_the_metadata_is_the_hubs(tmp_path):
@@ -97,7 +120,6 @@ def test_an_adapter_names_its_base_as_others_know_it(tmp_path):
     hub.publish(fake_trainer(tmp_path, push=False), results(), "text-classification")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config == {"base_model_name_or_path": "org/base", "r": 4}
-    assert json.loads((tmp_path / "config.json").read_text())["id2label"] == {"0": "no", "1": "yes"}
     assert "PeftModel.from_pretrained(base" in (tmp_path / "README.md").read_text()
 
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import write_csv
 
 from ptft_recipes.errors import InputError
-from ptft_recipes.reading import SUFFIXES, check_columns, read_rows
+from ptft_recipes.reading import SUFFIXES, check_columns, read_rows, stream_documents
 
 ROWS = [{"text": "a new match", "label": "sports"}, {"text": "NA", "label": "007"}]
 
@@ -187,7 +187,7 @@ def test_check_columns_passes_what_is_complete():
     [
         ("train.csv", b"text,label\nx,a\ncaf\xe9,b\n", 3, "0xe9", "WINDOWS-1252"),
         ("train.csv", b"\xef\xbb\xbftext,label\n\xe9,b\n", 2, "0xe9", "WINDOWS-1252"),
-        ("train.jsonl", b'{"text": "x"}\n{"text": "\xfc"}\n', 2, "0xfc", "WINDOWS-1252"),
+        ("train.jsonl", b'{"text": "x", "label": "a"}\n{"text": "\xfc"}\n', 2, "0xfc", "WINDOWS-1252"),
         ("train.json", b'[{"text":\n"\xfc"}]', 2, "0xfc", "WINDOWS-1252"),
         ("train.txt", b"one\ntwo\nthree \x80\n", 3, "0x80", "WINDOWS-1252"),
         ("train.txt", b"cut in a character \xe2\x82", 1, "0xe2", "WINDOWS-1252"),
@@ -199,7 +199,7 @@ def test_check_columns_passes_what_is_complete():
 def test_bytes_that_are_not_utf_8_are_named_with_line_and_remedy(write, name, content, line, byte, encoding):
     path = write(name, content)
     with pytest.raises(InputError) as error:
-        read(path)
+        read_rows(path, ["text"] if name.endswith("txt") else ["text", "label"])
     assert str(error.value).startswith(f"{path}:{line}: byte {byte} is not UTF-8")
     assert f"iconv -f {encoding} -t UTF-8 {name}" in str(error.value)
 
@@ -295,3 +295,37 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     for path in (tmp_path / "no.csv", tmp_path):
         with pytest.raises(InputError, match="no such file"):
             read(path)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_text_file_of_documents_has_one_from_each_blank_line_to_the_next(write, end):
+    path = write("notes.txt", end.join(["", "one", "two", " ", "", "three", "", "four"]).encode())
+    expected = [
+        {"id": "notes.txt:2", "text": "one\ntwo"},
+        {"id": "notes.txt:6", "text": "three"},
+        {"id": "notes.txt:8", "text": "four"},
+    ]
+    assert read_rows(path, ["text"], documents=True) == expected
+    assert list(stream_documents(path, "text")) == expected
+
+
+def test_documents_are_read_one_by_one(write):
+    path = write("notes.jsonl", b'{"text": "a"}\n{"text": " "}\n{"text": null}\n{"text": "b"}\n{"text": 3}\n')
+    documents = stream_documents(path, "text")
+    assert next(documents) == {"id": "notes.jsonl:1", "text": "a"}
+    assert next(documents) == {"id": "notes.jsonl:4", "text": "b"}, "blank ones are left out"
+    with pytest.raises(InputError, match=r"notes\.jsonl:5: column 'text' holds no text"):
+        next(documents)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.csv", b"text\na\n", "--streaming reads .txt, .jsonl, .ndjson, .parquet; convert it"),
+        ("x.txt", b"one\n\xff", r"x.txt:2: byte 0xff is not UTF-8"),
+        ("x.jsonl", b'{"body": "a"}\n', r"x.jsonl:1: no column 'text'; its columns are 'body'"),
+    ],
+)
+def test_a_file_that_cannot_be_streamed_says_why(write, name, content, message):
+    with pytest.raises(InputError, match=message):
+        list(stream_documents(write(name, content), "text"))

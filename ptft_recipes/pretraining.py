@@ -1,0 +1,187 @@
+"""Masked language modelling with Trainer, and the hand-over of the encoder to the next stage."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel
+from peft.utils.other import ModulesToSaveWrapper
+from transformers import AutoModel, PreTrainedModel
+from transformers.trainer_callback import TrainerCallback
+
+from ptft_recipes.collators import check_packable
+from ptft_recipes.corpora import StreamedRows
+from ptft_recipes.errors import InputError
+from ptft_recipes.modeling import ModelArguments, from_pretrained
+from ptft_recipes.perplexity import masked_lm_metrics, masked_lm_statistics
+from ptft_recipes.sampling import DrawnRows, DrawSampler, MixingSampler
+from ptft_recipes.sparse_head import model_body, only_at
+from ptft_recipes.training import RecipeTrainer
+from ptft_recipes.tuning import PLAIN_METHODS, TuningArguments, apply_tuning
+
+logger = logging.getLogger(__name__)
+
+
+class MaskedLMTrainer(RecipeTrainer):
+    """RecipeTrainer that computes the vocabulary head at masked positions only, and tells the collator the epoch.
+
+    - Logits are `[masked tokens of the batch, vocabulary]`; `predict` returns `masked_lm_statistics` per row,
+      and `evaluate` scores by `masked_lm_metrics`.
+    - Rows are drawn as `sampling.Draw`, so that masks depend on seed, epoch and row alone.
+
+    Args:
+        args: As for RecipeTrainer; the training rows as `training_rows` returned them.
+        shares: Of the corpora besides the first in the training rows; 0 for one that is only scored.
+        kwargs: As for RecipeTrainer.
+    """
+
+    def __init__(self, *args, shares: Sequence[float] = (), **kwargs):  # noqa: D107
+        scoring = {"preprocess_logits_for_metrics": masked_lm_statistics, "compute_metrics": masked_lm_metrics}
+        super().__init__(*args, **scoring, **kwargs)
+        self.shares = [share for share in shares if share]
+        self.args.remove_unused_columns = False  # else `word_ids` would not reach the collator
+        if isinstance(self.train_dataset, StreamedRows):
+            self.add_callback(_StreamEpoch(self.train_dataset))
+
+    def get_train_dataloader(self):
+        """Return the loader of the training rows, as draws."""
+        if isinstance(self.train_dataset, StreamedRows):
+            return super().get_train_dataloader()
+        return self._get_dataloader(
+            dataset=DrawnRows(self.train_dataset),
+            description="Training",
+            batch_size=self._train_batch_size,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
+
+    def _get_train_sampler(self, train_dataset=None):
+        args, rows = self.args, len(self.train_dataset)
+        by_length = args.train_sampling_strategy == "group_by_length"
+        # Of equal lengths every order is sorted: groups of random rows, by seed and epoch alone.
+        lengths = self.train_dataset["length"][:] if by_length else [0] * rows
+        group_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        seed = args.seed if args.data_seed is None else args.data_seed
+        sampler = MixingSampler(lengths, self.train_dataset["corpus"][:], self.shares, group_size, seed)
+        epochs = args.max_steps * group_size / len(sampler) if args.max_steps > 0 else args.num_train_epochs
+        return DrawSampler(sampler, epochs)
+
+    def tokens_per_epoch(self) -> int | None:
+        """Return the tokens of the rows that the first epoch draws; None of a stream."""
+        if isinstance(self.train_dataset, StreamedRows):
+            return None
+        lengths = np.asarray(self.train_dataset["length"][:])
+        return int(lengths[self._get_train_sampler().sampler.chosen()].sum())
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        """Compute the loss as RecipeTrainer does, with the head at masked positions only."""
+        with only_at(self.accelerator.unwrap_model(model, keep_fp32_wrapper=True), inputs["labels"] != -100):
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _first_rows(self, outputs, labels, rows):
+        labels = labels[:rows]
+        return type(outputs)(logits=outputs.logits[: int((labels != -100).sum())]), labels
+
+
+class _StreamEpoch(TrainerCallback):
+    """Tells a stream its epoch; accelerate does not, on resume."""
+
+    def __init__(self, stream: StreamedRows):
+        self.stream = stream
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.stream.set_epoch(int(state.epoch or 0))
+
+
+def prepare_masked_lm(
+    model: PreTrainedModel,
+    model_args: ModelArguments,
+    tuning_args: TuningArguments,
+    new_modules: list[str],
+    packing: bool = False,
+) -> PreTrainedModel | PeftModel:
+    """Apply the tuning method, train and save a head that the checkpoint lacks, and keep a pooler that it has.
+
+    An `XxxForMaskedLM` has no pooler, so that saving it would lose the checkpoint's, and the next stage would start
+    from a random one. Here it stays in the model, frozen, and is saved. An adapter leaves it where it is, in the base.
+
+    Args:
+        model: As `load_model` returned it.
+        model_args: What was loaded.
+        tuning_args: As for `apply_tuning`.
+        new_modules: As `load_model` returned them.
+        packing: It is to read packed rows.
+
+    Raises:
+        InputError: An encoder-decoder, a model that cannot keep packed rows apart, or as `apply_tuning`.
+    """
+    if packing:
+        check_packable(model.config)
+    if model.config.is_encoder_decoder:
+        raise InputError(
+            f"{model.config.model_type} is an encoder-decoder; masked language modelling needs an encoder"
+        )
+    if tuning_args.tuning in PLAIN_METHODS:
+        model = apply_tuning(model, tuning_args, None, new_modules)
+        if not model_args.from_scratch:
+            _keep_pooler(model, model_args)
+        return model
+    # PEFT would wrap a new module inside of a new module twice, and lose the outer one's own parameters.
+    outermost = [name for name in new_modules if not any(name.startswith(f"{other}.") for other in new_modules)]
+    model = apply_tuning(model, tuning_args, None, outermost)
+    base = model.get_base_model()
+    decoder = base.get_output_embeddings()
+    if isinstance(decoder, ModulesToSaveWrapper):
+        decoder = decoder.modules_to_save[decoder.active_adapters[0]]
+    if outermost and base.config.tie_word_embeddings:
+        # PEFT's copy of a new head copies the vocabulary matrix too, which would be trained apart from the embeddings.
+        decoder.weight = base.get_input_embeddings().weight
+    return model
+
+
+def _keep_pooler(model: PreTrainedModel, model_args: ModelArguments) -> None:
+    body = model_body(model)
+    if getattr(body, "pooler", model) is not None:  # the architecture has none, or the model kept it
+        return
+    source, info = from_pretrained(AutoModel, model_args, output_loading_info=True, dtype="float32")
+    if source.pooler is None or any(name.startswith("pooler.") for name in info["missing_keys"]):
+        return
+    body.pooler = source.pooler.requires_grad_(False)
+    logger.info("  the checkpoint's pooler is kept for the next stage")
+
+
+def check_saved_model(trainer: RecipeTrainer, rows: int = 4) -> None:
+    """Reload what was saved, as anybody would, and compare its logits with those of the model in memory.
+
+    Args:
+        trainer: After `save_model`.
+        rows: Of the validation split, that both models read.
+
+    Raises:
+        RuntimeError: They differ by more than rounding.
+    """
+    if not trainer.is_world_process_zero():
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    output_dir, kind = Path(trainer.args.output_dir), type(model)
+    if isinstance(model, PeftModel):
+        base, config = model.get_base_model(), model.peft_config[model.active_adapter]
+        saved = type(base).from_pretrained(config.base_model_name_or_path, config=base.config)
+        saved = PeftModel.from_pretrained(saved, output_dir)
+    else:
+        saved = kind.from_pretrained(output_dir, dtype=model.dtype)
+    examples = trainer.eval_dataset.select(range(min(rows, len(trainer.eval_dataset))))
+    batch = trainer._prepare_inputs(trainer.data_collator([examples[i] for i in range(len(examples))]))
+    batch = {name: value for name, value in batch.items() if name != "labels"}
+    was_training = model.training
+    with torch.no_grad():
+        logits = [m.eval()(**batch).logits for m in (model, saved.to(model.device))]
+    model.train(was_training)
+    difference = (logits[0] - logits[1]).abs().max().item()
+    if not difference < 1e-3:
+        raise RuntimeError(f"{output_dir}: the saved model's logits differ from the trained one's by {difference}")
+    logger.info(
+        "reloaded %s: its logits are those of the model in memory (largest difference %.1g)", output_dir, difference
+    )
