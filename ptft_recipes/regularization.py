@@ -100,7 +100,8 @@ def r_drop_loss(
     (loss_1 + loss_2) / 2 + strength / 4 * (KL(p1 || p2) + KL(p2 || p1)).
 
     Args:
-        outputs: Of a batch that holds every row twice, the second copy after the first; `logits` `[2 * batch, ...]`.
+        outputs: Of a batch that holds every row twice, the second copy after the first; `logits` `[2 * batch, ...]`,
+            or `[2 * items, labels]` where they were computed at the labels other than -100 only.
         labels: `[2 * batch, ...]`, doubled likewise; -100 for an item to leave out.
         num_items_in_batch: Items of the whole optimizer step, every row counted once.
         loss: The plain loss, `(outputs, labels, num_items_in_batch) -> scalar`.
@@ -127,7 +128,9 @@ def r_drop_loss(
     else:
         log_p, log_q = first.log_softmax(-1), second.log_softmax(-1)
         divergence = ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
-    return loss(outputs, labels, num_items_in_batch=2 * items) + strength / 4 * divergence[counted].sum() / items
+    if divergence.shape == counted.shape:
+        divergence = divergence[counted]
+    return loss(outputs, labels, num_items_in_batch=2 * items) + strength / 4 * divergence.sum() / items
 
 
 @contextmanager

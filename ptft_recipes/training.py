@@ -14,6 +14,7 @@ from peft import PeftModel, PeftType
 from transformers import ProgressCallback, Trainer, TrainingArguments, default_data_collator
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import nested_concat
 from transformers.trainer_utils import set_seed
 
 from ptft_recipes import features
@@ -229,6 +230,8 @@ class RecipeTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Train on a batch; with `--fgm` also on the same batch with its word embeddings shifted against the model."""
+        if self.tuning_args.r_drop:
+            inputs = nested_concat(inputs, inputs)
         if not self.tuning_args.fgm:
             return super().training_step(model, inputs, num_items_in_batch)
         with watched_embeddings(self.model) as embeddings:
@@ -239,8 +242,6 @@ class RecipeTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Compute the loss; outside training, also sum it over the items that are not padding of the last batch."""
-        if model.training and self.tuning_args.r_drop:
-            inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
         if model.training or self.plain_loss_func is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")
