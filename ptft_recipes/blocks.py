@@ -24,6 +24,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None
         )
     if tokenizer.mask_token_id is None:
         raise InputError(f"the tokenizer of {name} has no mask token; masked language modelling needs an encoder's")
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"the tokenizer of {name} has no padding token, which batches need")
     if max_length > tokenizer.model_max_length:
         raise InputError(f"--max_length {max_length}: this model reads at most {tokenizer.model_max_length} tokens")
     special = tokenizer.num_special_tokens_to_add()

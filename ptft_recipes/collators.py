@@ -58,9 +58,10 @@ class MaskingCollator:
             raise InputError(f"--masking_unit {unit}: this tokenizer does not mark words; use --masking_unit token")
         self.unit, self.seed, self.config = unit, seed, config
         self.mask_id, self.pad_id = tokenizer.mask_token_id, tokenizer.pad_token_id
-        self.is_special = np.zeros(len(tokenizer), dtype=bool)
+        known = list(tokenizer.get_vocab().values())  # not range(len(tokenizer)): some vocabularies have holes
+        self.is_special = np.zeros(max(known) + 1, dtype=bool)
         self.is_special[tokenizer.all_special_ids] = True
-        self.plain_ids = np.flatnonzero(~self.is_special)
+        self.plain_ids = np.setdiff1d(known, tokenizer.all_special_ids)
 
     def mask(
         self, input_ids: Sequence[int], word_ids: Sequence[int], row: int, epoch: int = 0, progress: float = 0.0

@@ -143,12 +143,14 @@ def prepare_masked_lm(
 
 def _keep_pooler(model: PreTrainedModel, model_args: ModelArguments) -> None:
     body = model_body(model)
-    if getattr(body, "pooler", model) is not None:  # the architecture has none, or the model kept it
+    if getattr(body, "pooler", model) is not None:  # the architecture has none, or this model kept it
         return
     source, info = from_pretrained(AutoModel, model_args, output_loading_info=True, dtype="float32")
     if source.pooler is None or any(name.startswith("pooler.") for name in info["missing_keys"]):
         return
-    body.pooler = source.pooler.requires_grad_(False)
+    for name, module in source.named_children():
+        if getattr(body, name, module) is None:  # ALBERT has a pooler and its activation
+            setattr(body, name, module.requires_grad_(False))
     logger.info("  the checkpoint's pooler is kept for the next stage")
 
 

@@ -88,6 +88,7 @@ def test_a_corpus_shorter_than_a_block_is_refused(tokenizer):
     ("change", "max_length", "message"),
     [
         ({"mask_token": None}, 32, "has no mask token"),
+        ({"pad_token": None}, 32, "has no padding token"),
         ({}, 65, "--max_length 65: this model reads at most 64"),
         ({}, 2, "2 special tokens leave no room"),
     ],
