@@ -69,7 +69,15 @@ def test_every_run_is_scored_on_the_same_tokens(run_mlm, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags", [["--packing"], ["--line_by_line"], ["--mlm_probability_end", "0.4", "--masking_unit", "span"]]
+    "flags",
+    [
+        ["--packing"],
+        ["--line_by_line"],
+        ["--mlm_probability_end", "0.4", "--masking_unit", "span"],
+        ["--r_drop", "1", "--fgm", "0.1", "--l2_sp", "0.01", "--mixout", "0.1"],
+        ["--layer_wise_decay", "0.9", "--head_learning_rate", "1e-2", "--gradual_unfreezing", "0.5"],
+    ],
+    ids=" ".join,
 )
 def test_the_options_train(run_mlm, flags):
     results = run_mlm(*flags, num_train_epochs=4)
