@@ -57,6 +57,24 @@ def score_test_split(
     return results
 
 
+def score_split(trainer, dataset, metrics: Metrics, name: str) -> dict[str, dict[str, Any]]:
+    """Predict a split with labels once, and log and return its scores with 95 % bootstrap intervals.
+
+    Args:
+        trainer: Whose model predicts.
+        dataset: Tokenized.
+        metrics: `metrics(prediction, weights=None)`.
+        name: Of the model, for the log.
+
+    Returns:
+        `{metric: {"value", "ci95", "n"}}`.
+    """
+    scores = _with_intervals(metrics, trainer.predict(dataset))
+    overall = (f"{metric} {format_score(score)}" for metric, score in split_by_class(scores)[0].items())
+    logger.info("%s: %s", name, "  ".join(overall))
+    return scores
+
+
 def score_held_out_text(
     trainer, held_out: dict[str, Dataset], before: dict[str, np.ndarray], run: dict[str, Any]
 ) -> dict[str, Any]:
@@ -116,7 +134,8 @@ def _finish(trainer, results: dict[str, Any]) -> None:
     """Write what every run leaves behind, `results.json` last: a folder that has it is a finished run."""
     output_dir, run = Path(trainer.args.output_dir), results["run"]
     write_yaml(output_dir / "config.yaml", run["config"])
-    plot_learning_curves(trainer.state.log_history, output_dir / "plots" / "learning_curves.png")
+    if trainer.state.log_history:
+        plot_learning_curves(trainer.state.log_history, output_dir / "plots" / "learning_curves.png")
     # In the model's own config, which every copy of it keeps and the next stage reads.
     trainer.model.config.lineage = run["lineage"]
     trainer.model.config.save_pretrained(output_dir)
@@ -254,10 +273,10 @@ def log_results(results: dict[str, Any], output_dir: Path) -> None:
         seconds["train"],
     )
     logger.info(
-        "%s of %s weights trained; %.1f MiB saved; %s ms per step; peak memory %s",
+        "%s of %s weights trained; %.1f MiB saved; %speak memory %s",
         f"{run['trainable_parameters']:,}",
         f"{run['total_parameters']:,}",
         run["saved_mib"],
-        run["milliseconds_per_step"],
+        "" if run["milliseconds_per_step"] is None else f"{run['milliseconds_per_step']} ms per step; ",
         ", ".join(f"{gib:.2f} GiB ({kind})" for kind, gib in run["peak_memory_gib"].items()),
     )

@@ -97,12 +97,13 @@ def write_model_card(output_dir: Path, results: dict[str, Any], task: str, model
     """
     run, metrics, base_model = results["run"], results["metrics"], results["run"]["base_model"]
     data = run["data"]
-    is_adapter = (output_dir / "adapter_config.json").exists()
+    adapter = output_dir / "adapter_config.json"
+    method = json.loads(adapter.read_text(encoding="utf-8"))["peft_type"] if adapter.exists() else None
     overall = {name: score for name, score in split_by_class(metrics)[0].items() if score["value"] is not None}
     name = Path(model_id).name
     card_data = ModelCardData(
         base_model=base_model if _could_be_hub_id(base_model) else None,
-        library_name="peft" if is_adapter else "transformers",
+        library_name="peft" if method else "transformers",
         pipeline_tag=task,
         tags=["ptft-recipes"],
         model_name=name,
@@ -116,10 +117,12 @@ def write_model_card(output_dir: Path, results: dict[str, Any], task: str, model
         f"# {name}",
         _summary(run, base_model, task),
         "## Results\n\n" + _results_table(metrics, data),
-        "## Use\n\n" + _usage(model_id, base_model, is_adapter, task),
+        "## Use\n\n" + _usage(model_id, base_model, method, task),
         "## Data\n\n" + _data_table(data),
         "## Training\n\n" + _training_table(run),
     ]
+    if "merged" in run:
+        sections.insert(3, "## What was merged\n\n" + _merged_table(run["merged"]))
     plots = [f"![{path.stem.replace('_', ' ')}](plots/{path.name})" for path in sorted(output_dir.glob("plots/*.png"))]
     sections.insert(3, "\n\n".join(plots))
     body = "\n\n".join(section for section in sections if section)
@@ -141,6 +144,9 @@ def _summary(run: dict[str, Any], base_model: str, task: str) -> str:
     start = "pre-training continued from" if task == "fill-mask" else "fine-tuned from"
     if run["config"].get("from_scratch"):
         start = "trained from new weights in the architecture of"
+    if merged := [name for name in run.get("merged", {}) if name != "mean"]:
+        what = "an adapter folded into" if len(merged) == 1 else f"the mean of {len(merged)} adapters of"
+        return f"`{run['recipe']}` of ptft-recipes {run['versions']['ptft-recipes']}: {what} `{base_model}`."
     tuning = run["config"].get("tuning", "full")
     share = run["trainable_parameters"] / run["total_parameters"]
     return (
@@ -184,10 +190,20 @@ def _results_table(metrics: dict[str, Any], data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _usage(model_id: str, base_model: str, is_adapter: bool, task: str) -> str:
+def _merged_table(merged: dict[str, Any]) -> str:
+    """Return the validation scores of what was merged."""
+    metrics = list(split_by_class(merged["mean"])[0])
+    lines = ["On the validation split:\n", f"| model | {' | '.join(metrics)} |", "|---" * (len(metrics) + 1) + "|"]
+    for name, scores in merged.items():
+        lines.append(f"| {name} | {' | '.join(format_score(scores[metric]) for metric in metrics)} |")
+    return "\n".join(lines)
+
+
+def _usage(model_id: str, base_model: str, method: str | None, task: str) -> str:
     auto_class, name, text = USAGE[task]
-    if is_adapter:
-        code = (
+    if method:
+        code = "import ptft_recipes.bottleneck  # PEFT knows the method from then on\n" * (method == "BOTTLENECK")
+        code += (
             "from peft import PeftModel\n"
             f"from transformers import AutoConfig, {auto_class}, AutoTokenizer, pipeline\n\n"
             f'config = AutoConfig.from_pretrained("{model_id}")  # of the run: labels, lineage\n'
@@ -227,13 +243,14 @@ def _training_table(run: dict[str, Any]) -> str:
     memory = ", ".join(f"{gib:.2f} GiB ({kind})" for kind, gib in run["peak_memory_gib"].items())
     rows = {
         "steps, epochs": f"{run['steps']}, {run['epochs']}",
-        "best step": f"{run['best_step']} ({best})",
+        **({"best step": f"{run['best_step']} ({best})"} if run["best_step"] else {}),
         "seed": run["seed"],
         "hardware": f"{run['hardware']}; {run['processes']} process(es), {run['precision']}",
         "time": f"{run['seconds']['train']:.0f} s of training, {run['seconds']['total']:.0f} s in all",
         "weights": f"{run['trainable_parameters']:,} of {run['total_parameters']:,} trained; "
         f"{run['saved_mib']:.1f} MiB saved",
-        "step, memory": f"{run['milliseconds_per_step']} ms per step (median); at most {memory}",
+        "peak memory": memory,
+        **({"step": f"{ms} ms (median)"} if (ms := run["milliseconds_per_step"]) else {}),
         "commit": commit,
         "versions": versions,
     }

@@ -1,11 +1,12 @@
 """Fold an adapter into its base model, and average models of one base."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.utils import ModulesToSaveWrapper
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from ptft_recipes.errors import InputError
 
@@ -44,6 +45,45 @@ def fold_adapter(model: PeftModel) -> PreTrainedModel:
         if isinstance(module, ModulesToSaveWrapper):
             base.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
     return model.merge_and_unload()
+
+
+def fold_if_mergeable(model: PeftModel, alone: bool) -> PreTrainedModel | PeftModel:
+    """Return the folded model, or the model as it is when its adapter is no change of weights.
+
+    Args:
+        model: With one active adapter.
+        alone: There is nothing to average it with, so that it must fold.
+
+    Raises:
+        InputError: It must fold and cannot.
+    """
+    if alone:
+        return fold_adapter(model)
+    try:
+        return fold_adapter(model)
+    except InputError:
+        return model
+
+
+def check_adapters(folders: Sequence[str], base_model: str, label_names: Sequence[str]) -> None:
+    """Raise an InputError unless these folders hold adapters of one method, of this base, with these labels."""
+    if not folders:
+        raise InputError("--adapters: give one folder with an adapter, or more")
+    methods = {}
+    for folder in folders:
+        if not (Path(folder) / "adapter_config.json").exists():
+            raise InputError(f"--adapters {folder}: the folder has no adapter_config.json")
+        config = PeftConfig.from_pretrained(folder)
+        if config.base_model_name_or_path != base_model:
+            found = config.base_model_name_or_path
+            raise InputError(f"--adapters {folder}: its base is {found}, not {base_model}; see --model_name_or_path")
+        methods[config.peft_type.value.lower()] = folder
+        labels = [*AutoConfig.from_pretrained(folder).id2label.values()]
+        if labels != [*label_names]:
+            raise InputError(f"--adapters {folder}: it predicts {', '.join(labels)}, not {', '.join(label_names)}")
+    if len(methods) > 1:
+        listed = ", ".join(f"{method} ({folder})" for method, folder in methods.items())
+        raise InputError(f"--adapters: they are of several methods: {listed}")
 
 
 def average_weights(models: Iterable[torch.nn.Module]) -> torch.nn.Module:

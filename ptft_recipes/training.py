@@ -106,6 +106,8 @@ class RecipeTrainer(Trainer):
     - `--push_to_hub` acts once, at the end, by `ptft_recipes.hub.publish`, instead of uploading `output_dir` as it is.
     """
 
+    _initial_global_step = 0  # Trainer sets it when training starts
+
     def __init__(  # noqa: D107
         self,
         *args,

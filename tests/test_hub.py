@@ -64,7 +64,8 @@ def test_the_card_holds_every_score_with_its_interval(tmp_path):
 def test_the_card_says_what_the_run_cost(tmp_path):
     text = card(tmp_path).text
     assert "| weights | 10 of 20 trained; 1.5 MiB saved |" in text
-    assert "| step, memory | 250.0 ms per step (median); at most 1.25 GiB (resident) |" in text
+    assert "| peak memory | 1.25 GiB (resident) |" in text
+    assert "| step | 250.0 ms (median) |" in text
 
 
 def test_the_card_tells_the_lineage_from_the_first_weights_on(tmp_path):
@@ -116,10 +117,12 @@ def test_plots_are_shown(tmp_path):
 
 
 def test_an_adapter_names_its_base_as_others_know_it(tmp_path):
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/site-packages/x", "r": 4}))
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "/site-packages/x", "r": 4, "peft_type": "LORA"})
+    )
     hub.publish(fake_trainer(tmp_path, push=False), results(), "text-classification")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config == {"base_model_name_or_path": "org/base", "r": 4}
+    assert config == {"base_model_name_or_path": "org/base", "r": 4, "peft_type": "LORA"}
     assert "PeftModel.from_pretrained(base" in (tmp_path / "README.md").read_text()
 
 
