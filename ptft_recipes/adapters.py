@@ -65,7 +65,7 @@ def wrap_with_peft(
     except Exception as error:  # PEFT's checks of the config against the model raise many kinds
         where = f"--tuning {method} on a {model.config.model_type} model"
         raise InputError(
-            f"{where}: {error or type(error).__name__}; set it with --tuning_kwargs name=value"
+            f"{where}: {error or type(error).__name__} (its fields: --tuning_kwargs name=value)"
         ) from error
     return model.train()
 
@@ -232,4 +232,6 @@ def _is_float(text: str) -> bool:
 
 
 def _type_name(hint) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

@@ -273,7 +273,7 @@ def log_results(results: dict[str, Any], output_dir: Path) -> None:
         seconds["train"],
     )
     logger.info(
-        "%s of %s weights trained; %.1f MiB saved; %speak memory %s",
+        "%s of %s weights trained; %.2f MiB saved; %speak memory %s",
         f"{run['trainable_parameters']:,}",
         f"{run['total_parameters']:,}",
         run["saved_mib"],

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 
 from transformers import ProgressCallback, TrainingArguments
 from transformers import logging as transformers_logging
@@ -18,6 +19,8 @@ def configure_logging(training_args: TrainingArguments) -> None:
         library.addHandler(handler)
         library.propagate = False
     library.setLevel(logging.INFO if training_args.should_log else logging.WARNING)
+    # PEFT 0.21 asks transformers by the old name, in every run with an adapter.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     if training_args.log_level == "passive":
         transformers_logging.set_verbosity_error()  # its warnings on missing heads: load_model says it in one line
     if not sys.stderr.isatty() or training_args.disable_tqdm or not training_args.should_log:

@@ -90,5 +90,5 @@ def test_the_table_ends_with_where_things_are(caplog):
         log_results(results, Path("out"))
     assert "accuracy                 0.500 [0.400, 0.600]" in caplog.text
     assert "out: model, results.json, plots, card; 9 s in all, 3 s of it training" in caplog.text
-    cost = "1,000 of 20,000 weights trained; 1.5 MiB saved; 250.0 ms per step; peak memory 1.25 GiB (resident)"
+    cost = "1,000 of 20,000 weights trained; 1.50 MiB saved; 250.0 ms per step; peak memory 1.25 GiB (resident)"
     assert cost in caplog.text
