@@ -108,6 +108,8 @@ def training_rows(
         return concatenate_datasets([rows.add_column("corpus", [i] * len(rows)) for i, rows in enumerate(parts)])
     if training_args.dataloader_num_workers > 1:
         raise InputError("--streaming reads its file once: use --dataloader_num_workers 0 or 1")
+    # Else the first process reads for all, and accelerate cannot join batches that are padded to different lengths.
+    training_args.accelerator_config.dispatch_batches = False
     blocks = report["tokens"]["train"]["blocks"]
     if blocks is None:
         group_size = training_args.train_batch_size * training_args.gradient_accumulation_steps

@@ -145,14 +145,16 @@ def test_general_text_is_mixed_in_and_scored_beside_the_domain(run_mlm, tmp_path
     assert streamed["metrics"]["perplexity/general"]["n"] > 1
 
 
-def test_two_processes_train_as_one_does(run_mlm, tmp_path, checkpoints, corpus):
+@pytest.mark.parametrize("streaming", ["false", pytest.param("true", marks=pytest.mark.slow)])
+def test_two_processes_train_as_one_does(run_mlm, tmp_path, checkpoints, corpus, streaming):
     # ModernBERT has no dropout, which draws differently in each process.
-    one = run_mlm(model_name_or_path=checkpoints["modernbert"], max_steps=6, masking_unit="span")
+    flags = ["--max_steps", "6", "--masking_unit", "span", "--streaming", streaming]
+    one = run_mlm(*flags, model_name_or_path=checkpoints["modernbert"])
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
     command += [str(ROOT / "accelerate_configs" / "multi_cpu.yaml"), "--main_process_port", "0"]
     command += [str(ROOT / "recipes" / "pretrain_mlm.py"), "--model_name_or_path", checkpoints["modernbert"]]
     command += ["--output_dir", str(tmp_path / "two"), "--max_length", "32", "--per_device_train_batch_size", "4"]
-    command += ["--learning_rate", "5e-3", "--bf16", "false", "--max_steps", "6", "--masking_unit", "span"]
+    command += ["--learning_rate", "5e-3", "--bf16", "false", *flags]
     command += [token for split, path in corpus.items() for token in (f"--{split}_file", path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
