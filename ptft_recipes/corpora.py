@@ -129,11 +129,10 @@ def _open_stream(data_args: DatasetArguments, text_column: str) -> tuple[dict[st
     if source is None or source.startswith("demo/"):
         raise InputError("--streaming needs a --train_file, or a --dataset_name that is a file or on the Hub")
     if Path(source).is_file() or data_args.train_file:
-        stream = IterableDataset.from_generator(
-            stream_documents, gen_kwargs={"path": source, "text_column": text_column}
-        )
         if not Path(source).is_file():
             raise InputError(f"{source}: no such file")
+        kwargs = {"path": source, "text_column": text_column}
+        stream = IterableDataset.from_generator(stream_documents, gen_kwargs=kwargs)
         with Path(source).open("rb") as file:
             fingerprint = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     else:

@@ -75,6 +75,14 @@ class MaskedLMTrainer(RecipeTrainer):
         lengths = np.asarray(self.train_dataset["length"][:])
         return int(lengths[self._get_train_sampler().sampler.chosen()].sum())
 
+    def predict(self, *args, **kwargs):
+        """Predict, before training too: without the lasting cast of the weights that `--bf16_full_eval` makes."""
+        self.is_in_train = True
+        try:
+            return super().predict(*args, **kwargs)
+        finally:
+            self.is_in_train = False
+
     def compute_loss(self, model, inputs, *args, **kwargs):
         """Compute the loss as RecipeTrainer does, with the head at masked positions only."""
         with only_at(self.accelerator.unwrap_model(model, keep_fp32_wrapper=True), inputs["labels"] != -100):

@@ -268,6 +268,14 @@ def test_a_corpus_that_cannot_be_used_is_refused_before_compute(run_mlm, tmp_pat
     assert not (tmp_path / "mlm").exists()
 
 
+def test_a_fault_deep_in_a_stream_is_found_before_training(run_mlm, tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_bytes(b"the team and a goal\n\n" * 300 + b"caf\xe9")
+    with pytest.raises(InputError, match=r"corpus\.txt:601: byte 0xe9 is not UTF-8 text"):
+        run_mlm("--streaming", "--train_file", str(path), data=False)
+    assert not (tmp_path / "mlm").exists()
+
+
 def test_a_model_without_a_masked_language_model_is_refused(run_mlm, tmp_path, tokenizer):
     from transformers import GPT2Config, GPT2Model
 
