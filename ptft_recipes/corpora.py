@@ -108,6 +108,8 @@ def training_rows(
         return concatenate_datasets([rows.add_column("corpus", [i] * len(rows)) for i, rows in enumerate(parts)])
     if training_args.dataloader_num_workers > 1:
         raise InputError("--streaming reads its file once: use --dataloader_num_workers 0 or 1")
+    # Else the first process reads for all, and accelerate cannot join batches that are padded to different lengths.
+    training_args.accelerator_config.dispatch_batches = False
     blocks = report["tokens"]["train"]["blocks"]
     if blocks is None:
         group_size = training_args.train_batch_size * training_args.gradient_accumulation_steps
@@ -127,11 +129,10 @@ def _open_stream(data_args: DatasetArguments, text_column: str) -> tuple[dict[st
     if source is None or source.startswith("demo/"):
         raise InputError("--streaming needs a --train_file, or a --dataset_name that is a file or on the Hub")
     if Path(source).is_file() or data_args.train_file:
-        stream = IterableDataset.from_generator(
-            stream_documents, gen_kwargs={"path": source, "text_column": text_column}
-        )
         if not Path(source).is_file():
             raise InputError(f"{source}: no such file")
+        kwargs = {"path": source, "text_column": text_column}
+        stream = IterableDataset.from_generator(stream_documents, gen_kwargs=kwargs)
         with Path(source).open("rb") as file:
             fingerprint = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     else:

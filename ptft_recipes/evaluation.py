@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,8 @@ def score_held_out_text(
 ) -> dict[str, Any]:
     """Score held-out texts after training, beside what they scored before it, and write what a reader needs.
 
-    The intervals are over documents, because the blocks of one document are not independent; before and after are
+    The intervals are over documents, because the blocks of one document are not independent (of a single document
+    they are over its blocks, and too narrow); before and after are
     resampled together, so that the interval of their ratio is a paired one. Writes into `output_dir`: `results.json`,
     `predictions/test.jsonl` with the sums per block, `config.yaml` and the learning curves.
 
@@ -92,7 +93,7 @@ def score_held_out_text(
 
     Returns:
         As `score_test_split`: `perplexity`, `perplexity_before`, their ratio, `accuracy` and `accuracy_before` of
-        `test`, and the same as `perplexity/<name>` of further texts; `n` is the number of documents.
+        `test`, and the same as `perplexity/<name>` of further texts; `n` is the number of documents (or blocks).
     """
     after = {name: trainer.predict(dataset) for name, dataset in held_out.items()}
     results = {"split": "test", "metrics": {}, "run": _describe_training(trainer, after["test"].metrics, run)}
@@ -100,19 +101,27 @@ def score_held_out_text(
         return results
     for name, dataset in held_out.items():
         statistics = np.hstack([before[name], after[name].predictions])
-        names, document = np.unique(dataset["document"], return_inverse=True)
-        sums = np.zeros((len(names), statistics.shape[1]))
-        np.add.at(sums, document, statistics)
-        scores = _with_intervals(before_and_after, EvalPrediction(sums, names))
+        sums = sum_by_document(statistics, dataset["document"])
+        scores = _with_intervals(before_and_after, EvalPrediction(sums, sums))
         suffix = name.removeprefix("test")
         results["metrics"] |= {f"{score}{suffix}": value for score, value in scores.items()}
         blocks = (
-            {"document": str(names[document[i]]), "tokens": int(row[1]), "loss_before": row[0], "loss": row[3]}
-            for i, row in enumerate(statistics.tolist())
+            {"document": document, "tokens": int(row[1]), "loss_before": row[0], "loss": row[3]}
+            for document, row in zip(dataset["document"], statistics.tolist(), strict=True)
         )
         _write_lines(Path(trainer.args.output_dir) / "predictions" / f"{name.replace('/', '_')}.jsonl", blocks)
     _finish(trainer, results)
     return results
+
+
+def sum_by_document(statistics: np.ndarray, documents: Sequence[str]) -> np.ndarray:
+    """Sum the statistics of blocks `[blocks, n]` by document `[documents, n]`; as they are for a single document."""
+    names, numbers = np.unique(documents, return_inverse=True)
+    if len(names) == 1:  # resampled as a whole, it would have an interval of width 0
+        return statistics
+    sums = np.zeros((len(names), statistics.shape[1]))
+    np.add.at(sums, numbers, statistics)
+    return sums
 
 
 def before_and_after(prediction, weights: np.ndarray | None = None) -> dict[str, float]:

@@ -58,7 +58,7 @@ def classification_loss(
 
 
 def masked_lm_loss(
-    outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None, label_smoothing: float = 0.0
+    outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
 ) -> torch.Tensor:
     """Cross entropy of the hidden tokens, computed in float32.
 
@@ -67,14 +67,13 @@ def masked_lm_loss(
             `[batch, length, vocabulary]`.
         labels: `[batch, length]`, -100 for tokens that are not hidden.
         num_items_in_batch: As for `classification_loss`.
-        label_smoothing: Share of the target that is spread evenly over the vocabulary.
 
     Returns:
         A scalar; 0 for a step in which nothing is hidden.
     """
     hidden = labels != -100
     logits = outputs.logits[hidden] if outputs.logits.dim() == 3 else outputs.logits
-    total = F.cross_entropy(logits.float(), labels[hidden], reduction="sum", label_smoothing=label_smoothing)
+    total = F.cross_entropy(logits.float(), labels[hidden], reduction="sum")
     items = hidden.sum() if num_items_in_batch is None else num_items_in_batch
     return total / max(items, 1)
 

@@ -35,11 +35,16 @@ class MaskedLMTrainer(RecipeTrainer):
         args: As for RecipeTrainer; the training rows as `training_rows` returned them.
         shares: Of the corpora besides the first in the training rows; 0 for one that is only scored.
         kwargs: As for RecipeTrainer.
+
+    Raises:
+        InputError: Labels are to be smoothed.
     """
 
     def __init__(self, *args, shares: Sequence[float] = (), **kwargs):  # noqa: D107
         scoring = {"preprocess_logits_for_metrics": masked_lm_statistics, "compute_metrics": masked_lm_metrics}
         super().__init__(*args, **scoring, **kwargs)
+        if self.args.label_smoothing_factor:
+            raise InputError("--label_smoothing_factor: not for masked language modelling, whose loss is a perplexity")
         self.shares = [share for share in shares if share]
         self.args.remove_unused_columns = False  # else `word_ids` would not reach the collator
         if isinstance(self.train_dataset, StreamedRows):
@@ -74,6 +79,14 @@ class MaskedLMTrainer(RecipeTrainer):
             return None
         lengths = np.asarray(self.train_dataset["length"][:])
         return int(lengths[self._get_train_sampler().sampler.chosen()].sum())
+
+    def predict(self, *args, **kwargs):
+        """Predict, before training too: without the lasting cast of the weights that `--bf16_full_eval` makes."""
+        self.is_in_train = True
+        try:
+            return super().predict(*args, **kwargs)
+        finally:
+            self.is_in_train = False
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         """Compute the loss as RecipeTrainer does, with the head at masked positions only."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-from ptft_recipes.evaluation import before_and_after
+from ptft_recipes.evaluation import before_and_after, sum_by_document
 from ptft_recipes.perplexity import masked_lm_metrics, masked_lm_statistics, pseudo_perplexity
 
 
@@ -37,6 +37,12 @@ def test_before_and_after_are_scored_side_by_side():
     assert scores["perplexity"] == pytest.approx(2)
     assert scores["perplexity_ratio"] == pytest.approx(0.25)
     assert (scores["accuracy_before"], scores["accuracy"]) == (pytest.approx(1 / 3), 1)
+
+
+def test_blocks_are_summed_by_document_unless_there_is_one_only():
+    blocks = np.arange(8.0).reshape(4, 2)
+    assert sum_by_document(blocks, ["b", "a", "b", "a"]).tolist() == [[8, 10], [4, 6]]
+    assert sum_by_document(blocks, ["a"] * 4).tolist() == blocks.tolist()
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])

@@ -89,6 +89,13 @@ def test_evaluation_is_exact_in_any_batch_size(checkpoint, tokenizer, blocks, tm
         assert rows[:, 1].tolist() == [sum(label != -100 for label in row["labels"]) for row in held_out]
 
 
+def test_scoring_before_training_does_not_cast_the_weights(checkpoint, tokenizer, blocks, tmp_path):
+    trainer, _ = build(checkpoint, tokenizer, blocks, tmp_path, 4)
+    trainer.args.bf16_full_eval = True
+    trainer.predict(mask_held_out(blocks, tokenizer))
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize("family", ["albert", "bert", "mpnet", "xlm-roberta"])
 def test_a_pooler_that_the_checkpoint_has_is_kept_frozen_and_saved(tmp_path, family):
     config = AutoConfig.for_model(

@@ -20,3 +20,18 @@ def test_an_adapter_of_the_demo_model_names_the_published_base(tmp_path):
     load_recipe("finetune_cls").main([*flags, "--output_dir", str(tmp_path / "run")])
     config = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.mark.slow
+def test_the_demo_model_learns_the_papers_and_is_handed_over(tmp_path, capsys):
+    flags = ["--max_steps", "80", "--max_train_samples", "20", "--max_eval_samples", "5"]
+    results = load_recipe("pretrain_mlm").main([*flags, "--output_dir", str(tmp_path / "mlm")])
+    scores = {name: score["value"] for name, score in results["metrics"].items()}
+    assert scores["perplexity_before"] > 10_000, "MiniLM comes without a vocabulary head"
+    assert scores["perplexity"] < 1000
+    capsys.readouterr()
+    flags = ["--model_name_or_path", str(tmp_path / "mlm"), "--max_steps", "2", "--max_eval_samples", "64"]
+    results = load_recipe("finetune_cls").main([*flags, "--output_dir", str(tmp_path / "cls")])
+    assert "newly initialised: classifier\n" in capsys.readouterr().out
+    assert [stage["data"] for stage in results["run"]["lineage"]] == ["demo/aclsum_papers", "demo/aclsum_roles"]
+    assert results["run"]["lineage"][0]["from"] == "sentence-transformers/all-MiniLM-L6-v2"

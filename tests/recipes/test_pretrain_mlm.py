@@ -153,14 +153,16 @@ def test_general_text_is_mixed_in_and_scored_beside_the_domain(run_mlm, tmp_path
     assert streamed["metrics"]["perplexity/general"]["n"] > 1
 
 
-def test_two_processes_train_as_one_does(run_mlm, tmp_path, checkpoints, corpus):
+@pytest.mark.parametrize("streaming", ["false", pytest.param("true", marks=pytest.mark.slow)])
+def test_two_processes_train_as_one_does(run_mlm, tmp_path, checkpoints, corpus, streaming):
     # ModernBERT has no dropout, which draws differently in each process.
-    one = run_mlm(model_name_or_path=checkpoints["modernbert"], max_steps=6, masking_unit="span")
+    flags = ["--max_steps", "6", "--masking_unit", "span", "--streaming", streaming]
+    one = run_mlm(*flags, model_name_or_path=checkpoints["modernbert"])
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
     command += [str(ROOT / "accelerate_configs" / "multi_cpu.yaml"), "--main_process_port", "0"]
     command += [str(ROOT / "recipes" / "pretrain_mlm.py"), "--model_name_or_path", checkpoints["modernbert"]]
     command += ["--output_dir", str(tmp_path / "two"), "--max_length", "32", "--per_device_train_batch_size", "4"]
-    command += ["--learning_rate", "5e-3", "--bf16", "false", "--max_steps", "6", "--masking_unit", "span"]
+    command += ["--learning_rate", "5e-3", "--bf16", "false", *flags]
     command += [token for split, path in corpus.items() for token in (f"--{split}_file", path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -248,6 +250,7 @@ class TestHandOver:
         (["--max_length", "65"], "this model reads at most 64 tokens"),
         (["--masking_unit", "sentence"], "choose one of token, word, span"),
         (["--packing", "--attn_implementation", "eager"], "needs --attn_implementation sdpa"),
+        (["--label_smoothing_factor", "0.1"], "not for masked language modelling"),
         (["--mlm_probability", "0"], "must be between 0 and 1"),
     ],
 )
@@ -271,6 +274,14 @@ def test_a_corpus_that_cannot_be_used_is_refused_before_compute(run_mlm, tmp_pat
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         run_mlm("--train_file", str(path), data=False)
+    assert not (tmp_path / "mlm").exists()
+
+
+def test_a_fault_deep_in_a_stream_is_found_before_training(run_mlm, tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_bytes(b"the team and a goal\n\n" * 300 + b"caf\xe9")
+    with pytest.raises(InputError, match=r"corpus\.txt:601: byte 0xe9 is not UTF-8 text"):
+        run_mlm("--streaming", "--train_file", str(path), data=False)
     assert not (tmp_path / "mlm").exists()
 
 
