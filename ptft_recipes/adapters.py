@@ -4,6 +4,7 @@ import dataclasses
 import re
 import typing
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -93,7 +94,7 @@ def method_names() -> dict[str, PeftType]:
 def _peft_config(method, tuning_kwargs, model, task_type, new_modules) -> PeftConfig:
     peft_type = method_names()[method.lower()]
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]
-    values = _parse_kwargs(method, config_class, tuning_kwargs)
+    values = parse_kwargs(method, config_class, tuning_kwargs)
     fields = {f.name for f in dataclasses.fields(config_class)}
     if "target_modules" in fields:
         _choose_targets(values, peft_type, model, new_modules)
@@ -193,8 +194,17 @@ class AdaLoraCallback(TrainerCallback):
         self.rank_pattern, config.rank_pattern = config.rank_pattern, None
 
 
-def _parse_kwargs(method: str, config_class: type, tuning_kwargs: list[str]) -> dict:
-    """Parse `name=value` pairs into the fields of a PEFT config, checked by name and type."""
+def parse_kwargs(method: str, config_class: type, tuning_kwargs: list[str]) -> dict[str, Any]:
+    """Parse `name=value` pairs into the fields of a configuration, checked by name and type.
+
+    Args:
+        method: For the error.
+        config_class: A dataclass; what it inherits from `PeftConfig` is not to be set by hand.
+        tuning_kwargs: `name=value` pairs, values in YAML.
+
+    Raises:
+        InputError: No such field, or a value of another type.
+    """
     inherited = {f.name for f in dataclasses.fields(PeftConfig)}
     settable = {f.name for f in dataclasses.fields(config_class) if f.init} - inherited
     types = typing.get_type_hints(config_class)

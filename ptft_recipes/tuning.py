@@ -7,7 +7,7 @@ from pathlib import Path
 from peft import PeftModel, prepare_model_for_kbit_training
 from transformers import PreTrainedModel
 
-from ptft_recipes.adapters import load_adapter, method_names, wrap_with_peft
+from ptft_recipes.adapters import load_adapter, method_names, parse_kwargs, wrap_with_peft
 from ptft_recipes.errors import InputError, nearest
 from ptft_recipes.merging import check_mergeable
 from ptft_recipes.optimization import freeze_layers
@@ -70,6 +70,13 @@ class TuningArguments:
             raise InputError(f"--mixout {self.mixout}: must be at least 0 and below 1")
 
 
+@dataclass
+class PartialConfig:
+    """What `--tuning_kwargs` may say to `linear_probe` and `bitfit`; the name is PEFT's."""
+
+    modules_to_save: list[str] | None = None
+
+
 def apply_tuning(
     model: PreTrainedModel,
     tuning_args: TuningArguments,
@@ -84,7 +91,8 @@ def apply_tuning(
     Args:
         model: As `load_model` returned it.
         tuning_args: `full` moves everything; `linear_probe` the task head; `bitfit` the head and every bias (Ben Zaken
-            et al., 2022); any PEFT method by PEFT's own name; a folder goes on with the adapter that it holds.
+            et al., 2022); any PEFT method by PEFT's own name; a folder goes on with the adapter that it holds. The
+            field `modules_to_save` names modules that move as a whole under any of them, such as a pooler.
         task_type: PEFT's name of the task, e.g. `SEQ_CLS`; None where it has none.
         new_modules: As `load_model` returned them.
 
@@ -100,9 +108,7 @@ def apply_tuning(
             raise InputError(f"--tuning {method}: quantised weights cannot move; use lora, or another adapter")
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if method in PLAIN_METHODS:
-        if tuning_args.tuning_kwargs:
-            raise InputError(f"--tuning {method} takes no --tuning_kwargs")
-        _freeze(model, method, new_modules)
+        _freeze(model, tuning_args, new_modules)
     elif Path(method).is_dir():
         if tuning_args.tuning_kwargs:
             raise InputError(f"--tuning_kwargs: the adapter in {method} brings its own configuration")
@@ -133,15 +139,24 @@ def count_parameters(model) -> tuple[int, int]:
     return sum(size for size, moves in sizes if moves), sum(size for size, _ in sizes)
 
 
-def _freeze(model: PreTrainedModel, method: str, new_modules: list[str]) -> None:
+def _freeze(model: PreTrainedModel, tuning_args: TuningArguments, new_modules: list[str]) -> None:
+    method = tuning_args.tuning
     if method == "full":
+        if tuning_args.tuning_kwargs:
+            raise InputError("--tuning full takes no --tuning_kwargs")
         return
+    also = parse_kwargs(method, PartialConfig, tuning_args.tuning_kwargs).get("modules_to_save") or []
+    names = [name for name, _ in model.named_parameters()]
+    for module in also:
+        if not any(f".{module}." in f".{name}" for name in names):
+            raise InputError(f"--tuning_kwargs modules_to_save: the model has no module {module!r}")
     body = f"{model.base_model_prefix}."
     biases = 0
     for name, parameter in model.named_parameters():
         is_bias = name.rpartition(".")[2] == "bias"
         biases += is_bias and name.startswith(body)
         head_or_new = not name.startswith(body) or name.rpartition(".")[0] in new_modules
-        parameter.requires_grad = head_or_new or (method == "bitfit" and is_bias)
+        wanted = any(f".{module}." in f".{name}" for module in also)
+        parameter.requires_grad = head_or_new or wanted or (method == "bitfit" and is_bias)
     if method == "bitfit" and not biases:
         raise InputError(f"--tuning bitfit: a {model.config.model_type} body has no biases; try lora")

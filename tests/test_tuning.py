@@ -48,6 +48,15 @@ def test_linear_probe_moves_a_head_that_the_checkpoint_brought(tmp_path, checkpo
     assert moving == ["classifier.weight", "classifier.bias"]
 
 
+@pytest.mark.parametrize("method", ["linear_probe", "bitfit", "lora", "bottleneck"])
+def test_a_pooler_moves_as_a_whole_where_it_is_asked_for(checkpoint, tokenizer, method):
+    kwargs = ["modules_to_save=[pooler]"]
+    model, new_modules = tuned(checkpoint, tokenizer, method, kwargs)
+    assert new_modules == ["classifier"]
+    moving = [name for name, parameter in model.named_parameters() if parameter.requires_grad and "pooler" in name]
+    assert [name.rpartition(".")[2] for name in moving] == ["weight", "bias"]
+
+
 def test_bitfit_moves_biases_and_the_head(checkpoint, tokenizer):
     model, _ = tuned(checkpoint, tokenizer, "bitfit")
     for name, parameter in model.named_parameters():
@@ -93,6 +102,9 @@ def test_tuning_kwargs_fill_the_config_with_their_types(checkpoint, tokenizer):
         ("lora", ["task_type=SEQ_CLS"], "no such field"),
         ("lora", ["target_modules=[nothing]"], "on a bert model: No modules were targeted"),
         ("full", ["r=4"], "--tuning full takes no --tuning_kwargs"),
+        ("bitfit", ["r=4"], r"bitfit has no such field \(modules_to_save\)"),
+        ("linear_probe", ["modules_to_save=[puller]"], "the model has no module 'puller'"),
+        ("linear_probe", ["modules_to_save=3"], "modules_to_save must be"),
         ("tests", [], "the folder has no adapter_config.json"),
     ],
 )
