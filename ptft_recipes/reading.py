@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,16 +33,42 @@ def read_rows(path: str | Path, required: Sequence[str], optional: Sequence[str]
         InputError: No such file, an unknown ending, no rows, a column that is missing, a broken line, bytes that are
             not UTF-8.
     """
+    check_encoding(path)
+    rows = list(iterate_rows(path, required, optional))
+    if not rows:
+        raise InputError(f"{path}: no rows")
+    return rows
+
+
+def iterate_rows(path: str | Path, required: Sequence[str], optional: Sequence[str] = ()) -> Iterator[dict]:
+    """Read one data file row by row, as `read_rows` does.
+
+    Text, JSON lines and Parquet are never held in memory as a whole, so a file may be larger than that; CSV and JSON
+    are. A fault shows when its row is reached.
+
+    Args:
+        path: A file that ends in one of `SUFFIXES`.
+        required: Columns that must be there.
+        optional: Columns that are kept where they are there, and are None elsewhere.
+
+    Raises:
+        InputError: As `read_rows`, but for a file without rows, which yields none.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: cannot read {path.suffix or 'a file without an ending'}; use {', '.join(SUFFIXES)}")
     read = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".json": _json, ".txt": _lines}
-    rows = list(_select(path, read.get(path.suffix.lower(), _json_lines)(path, required), required, optional))
-    if not rows:
-        raise InputError(f"{path}: no rows")
-    return rows
+    yield from _select(path, read.get(path.suffix.lower(), _json_lines)(path, required), required, optional)
+
+
+def check_encoding(path: str | Path) -> None:
+    """Raise an InputError that names the first byte of a text file that is not UTF-8, before its rows are used."""
+    path = Path(path)
+    if path.is_file() and path.suffix.lower() in (".txt", ".jsonl", ".ndjson"):
+        for _ in _decode_lines(path):
+            pass
 
 
 def check_columns(where: str | Path, found: Iterable[str], required: Sequence[str]) -> None:
@@ -63,16 +90,30 @@ def _select(path: Path, rows, required: Sequence[str], optional: Sequence[str]) 
 
 
 def _decode(path: Path) -> str:
-    data = path.read_bytes()
+    return _decode_bytes(path, path.read_bytes())
+
+
+def _decode_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield numbered lines without their ends; unlike `splitlines`, break at line feeds only.
+
+    JSON allows U+2028 and others inside a string.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            yield number, _decode_bytes(path, line, number).removesuffix("\n")
+
+
+def _decode_bytes(path: Path, data: bytes, first_line: int = 1) -> str:
     try:
         # Not "utf-8-sig": behind a byte order mark its errors count from the wrong place.
-        text, place = data.removeprefix(codecs.BOM_UTF8).decode(), data.find(b"\0")
+        start = len(codecs.BOM_UTF8) if first_line == 1 and data.startswith(codecs.BOM_UTF8) else 0
+        text, place = data[start:].decode(), data.find(b"\0")
     except UnicodeDecodeError as error:
-        place = len(data) - len(error.object) + error.start
+        place = start + error.start
     if place < 0:
         return text
     encoding = "UTF-16" if b"\0" in data else "WINDOWS-1252"
-    line = data.count(b"\n", 0, place) + 1
+    line = data.count(b"\n", 0, place) + first_line
     raise InputError(
         f"{path}:{line}: byte 0x{data[place]:02x} is not UTF-8 text; re-encode the file, "
         f"e.g. iconv -f {encoding} -t UTF-8 {path.name}"
@@ -116,8 +157,7 @@ def _csv(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
 
 
 def _json_lines(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
-    # Not splitlines(): it also breaks at U+2028 and other characters that JSON allows inside a string.
-    for number, line in enumerate(_decode(path).split("\n"), start=1):
+    for number, line in _decode_lines(path):
         if not line.strip():
             continue
         try:
@@ -148,7 +188,7 @@ def _json(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
 
 
 def _lines(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
-    for number, line in enumerate(_decode(path).split("\n"), start=1):
+    for number, line in _decode_lines(path):
         if line.strip():
             yield f":{number}", {"text": line.rstrip("\r")}
 
@@ -158,9 +198,10 @@ def _parquet(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            check_columns(path, file.schema_arrow.names, required)
+            batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=1000))
+            for index, row in enumerate(itertools.chain.from_iterable(batches)):
+                yield f"[{index}]", row
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet file: {error}") from None
-    check_columns(path, table.column_names, required)
-    for index, row in enumerate(table.to_pylist()):
-        yield f"[{index}]", row
