@@ -131,7 +131,7 @@ def _read(data_args: DatasetArguments, text_columns, label_column) -> tuple[str,
     elif Path(name).is_file():
         files["train"] = name
     elif Path(name).is_dir() and not any((Path(name) / file).exists() for file in SAVED_TO_DISK):
-        files = _files_of(Path(name))
+        files = find_split_files(Path(name))
     else:
         return name, _load_dataset(name, data_args, text_columns, label_column)
     splits = {}
@@ -147,7 +147,12 @@ def _required(split: str, text_columns, label_column) -> list[str]:
     return [*text_columns, *([label_column] if label_column and split != "test" else [])]
 
 
-def _files_of(folder: Path) -> dict[str, Path | None]:
+def find_split_files(folder: Path) -> dict[str, Path | None]:
+    """Return the data file of each split in a folder, by its name (`train.csv`, `valid.csv`, ...); None without one.
+
+    Raises:
+        InputError: No train file, or more than one file for a split.
+    """
     files: dict[str, Path | None] = dict.fromkeys(SPLITS)
     data_files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     for split, pattern in FILE_NAMES.items():
