@@ -38,11 +38,7 @@ def find_weights(model_args: ModelArguments) -> list[Path]:
 
 
 def extend_checkpoint(
-    model_args: ModelArguments,
-    weights: list[Path],
-    tokenizer: PreTrainedTokenizerBase,
-    pieces: dict[int, list[int]],
-    output_dir: str | Path,
+    model_args: ModelArguments, weights: list[Path], pieces: dict[int, list[int]], output_dir: str | Path
 ) -> None:
     """Write a copy of a checkpoint whose vocabulary has the new tokens.
 
@@ -54,7 +50,6 @@ def extend_checkpoint(
     Args:
         model_args: The checkpoint.
         weights: Its files, as `find_weights` returned them.
-        tokenizer: The extended one.
         pieces: As `extend_tokenizer` returned them: new id -> ids of the old pieces.
         output_dir: Where weights and config are written.
 
@@ -66,7 +61,7 @@ def extend_checkpoint(
     """
     source, output_dir = pretrained_source(model_args), Path(output_dir)
     config = AutoConfig.from_pretrained(**source)
-    old_rows, new_rows = config.vocab_size, max(config.vocab_size, len(tokenizer))  # some have spare rows
+    old_rows, new_rows = config.vocab_size, max(config.vocab_size, max(pieces) + 1)  # some have spare rows
     output_dir.mkdir(parents=True, exist_ok=True)
     extended = []
     for path in weights:

@@ -1,9 +1,9 @@
 """The vocabulary of a tokenizer: learned from a corpus, or extended by a domain's words.
 
 New words go into the vocabulary of the tokenizer's own model, not on top of it as added tokens. Those are matched
-before the text is split: that leaves a lone space behind in byte-level BPE (`a`, `Ġ`, `tokenizer`), helps no word that
-merely starts with a new one, and makes tokenization slower, not faster. Here each kind of model takes a new word in the
-way in which every other text keeps its old tokens:
+before the text is split: that leaves a lone space behind in byte-level BPE (`a`, `Ġ`, `tokenizer`), helps no word
+that merely starts with a new one, and makes tokenization slower, not faster. Here each kind of model takes a new word
+in the way in which every other text keeps its old tokens:
 
 - WordPiece takes the longest piece that fits, so an entry is enough; words that start with a new one follow suit.
 - BPE merges by rank: the merges that join the old pieces of the word, from the left, come after all others. (Not
@@ -62,7 +62,7 @@ class NewWord:
 
 
 def train_tokenizer(
-    documents: Iterable[str], algorithm: str, vocab_size: int, lowercase: bool, model_max_length: int
+    documents: Iterable[str], base: PreTrainedTokenizerBase, algorithm: str, vocab_size: int, lowercase: bool
 ) -> PreTrainedTokenizerFast:
     """Learn a vocabulary from a corpus that is read once, as a stream.
 
@@ -72,10 +72,10 @@ def train_tokenizer(
 
     Args:
         documents: The texts.
+        base: Another tokenizer of the architecture, which knows what the model reads and how much of it.
         algorithm: `wordpiece`, `bpe` or `unigram`.
         vocab_size: Number of tokens, special tokens included.
         lowercase: Whether case is dropped.
-        model_max_length: Tokens that the model will read at most.
 
     Raises:
         InputError: The characters of the corpus alone need more than `vocab_size` tokens.
@@ -104,7 +104,12 @@ def train_tokenizer(
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ids
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=model_max_length, **SPECIAL_TOKENS)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=base.model_max_length,
+        model_input_names=base.model_input_names,  # else no token_type_ids, which tell BERT the second text of a pair
+        **SPECIAL_TOKENS,
+    )
 
 
 def _untrained(algorithm: str, vocab_size: int, lowercase: bool) -> tuple[Tokenizer, trainers.Trainer]:
@@ -187,10 +192,11 @@ def _check_kind(tokenizer: PreTrainedTokenizerBase) -> None:
             f"{type(tokenizer).__name__} has no tokenizer.json: a tokenizer in Python cannot be extended; take a "
             "model with a fast one, or train a new one with --algorithm"
         )
-    kind, has_words = type(tokenizer.backend_tokenizer.model).__name__, tokenizer.backend_tokenizer.pre_tokenizer
-    if kind not in ("WordPiece", "BPE", "Unigram") or has_words is None:
-        found = f"a {kind} model" if has_words is not None else "no pre-tokenizer"
-        raise InputError(f"the tokenizer has {found}: only WordPiece, BPE and Unigram over words can be extended")
+    kind = type(tokenizer.backend_tokenizer.model).__name__
+    if kind not in ("WordPiece", "BPE", "Unigram"):
+        raise InputError(f"the tokenizer has a {kind} model: only WordPiece, BPE and Unigram can be extended")
+    if tokenizer.backend_tokenizer.pre_tokenizer is None:
+        raise InputError(f"the tokenizer has no pre-tokenizer, so its {kind} model knows no words to extend it by")
 
 
 def _count_words(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str], mark: str) -> Counter[str]:
@@ -215,7 +221,8 @@ def extend_tokenizer(
     """Return a copy of a tokenizer that has the new words, and what their embeddings are to be made from.
 
     The new ids follow all old ones, added tokens among them, and old ids stay. BPE has a token for every merge:
-    between `Ġto` and `Ġtokenizer` also `Ġtoken`, unless it is there.
+    between `Ġto` and `Ġtokenizer` also `Ġtoken`, unless it is there. (BPE that does not mark where words start may
+    lose a new word to a merge of another one.)
 
     Args:
         tokenizer: WordPiece, BPE or Unigram.
@@ -230,16 +237,30 @@ def extend_tokenizer(
     _check_kind(tokenizer)
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     extend = {"WordPiece": _extend_wordpiece, "BPE": _extend_bpe, "Unigram": _extend_unigram}[state["model"]["type"]]
-    tokens = extend(state, new_words, first=len(tokenizer))
+    first = max(tokenizer.get_vocab().values()) + 1
+    _keep_ids_of_added_tokens(state, first)
+    tokens = extend(state, new_words, first)
     with tempfile.TemporaryDirectory() as folder:  # the public way to a tokenizer of the same class and settings
         tokenizer.save_pretrained(folder)
         (Path(folder) / "tokenizer.json").write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
         extended = type(tokenizer).from_pretrained(folder)
     extended.name_or_path = tokenizer.name_or_path
     pieces = {extended.convert_tokens_to_ids(token): list(ids) for token, ids in tokens.items()}
-    if [*pieces] != [*range(len(tokenizer), len(extended))]:
+    if [*pieces] != [
+        *range(first, first + len(tokens))
+    ] or tokenizer.get_vocab().items() - extended.get_vocab().items():
         raise RuntimeError(f"{type(tokenizer).__name__} did not take the new tokens as they were written")
     return extended, pieces
+
+
+def _keep_ids_of_added_tokens(state: dict, first: int) -> None:
+    """Write added tokens that stand behind the model's vocabulary into it: else they get new ids behind the words."""
+    vocabulary = state["model"]["vocab"]
+    added = {token["id"]: token["content"] for token in state["added_tokens"]}
+    if isinstance(vocabulary, list):  # Unigram, where an id is a place
+        vocabulary += [[added.get(i, f"[unused{i}]"), 0.0] for i in range(len(vocabulary), first)]
+    else:
+        vocabulary |= {content: i for i, content in added.items()}
 
 
 def _extend_wordpiece(state: dict, new_words: list[NewWord], first: int) -> dict[str, tuple[int, ...]]:
@@ -269,9 +290,6 @@ def _extend_bpe(state: dict, new_words: list[NewWord], first: int) -> dict[str, 
 def _extend_unigram(state: dict, new_words: list[NewWord], first: int) -> dict[str, tuple[int, ...]]:
     vocabulary = state["model"]["vocab"]
     scores = [score for _, score in vocabulary]
-    # An id is a place in the list: added tokens that are not in it (XLM-R's mask) must keep theirs.
-    added = {token["id"]: token["content"] for token in state["added_tokens"]}
-    vocabulary += [[added[i], 0.0] for i in range(len(vocabulary), first)]
     tokens = {new.token: new.piece_ids for new in new_words}
     # A margin per saved piece: `▁clusters` must beat a new `▁cluster` and `s`.
     vocabulary += [

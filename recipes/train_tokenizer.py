@@ -21,6 +21,7 @@ from transformers import TrainingArguments
 from ptft_recipes.cli import parse_args, run_command
 from ptft_recipes.documents import load_documents, load_general
 from ptft_recipes.embeddings import check_extended, extend_checkpoint, find_weights, write_config
+from ptft_recipes.errors import InputError
 from ptft_recipes.fertility import compare_tokenizers, write_tokenizer_results
 from ptft_recipes.modeling import ModelArguments, load_tokenizer
 from ptft_recipes.training import start_run
@@ -63,6 +64,8 @@ def main(argv=None):
     # 1. Arguments: the defaults above, then --config, then flags.
     model_args, data_args, config = parse_args((ModelArguments, DataArguments), DEFAULTS, argv, __doc__)
     run = start_run(__file__, config, model_args, TrainingArguments(data_args.output_dir, use_cpu=True))
+    if run["processes"] > 1:
+        raise InputError("a tokenizer is trained by one process; start it with python, not with accelerate launch")
 
     # 2. Data: train to learn the words from, test to measure on; streamed, never held in memory.
     raw = load_documents(
@@ -82,14 +85,12 @@ def main(argv=None):
 
     # 4. Train: a new vocabulary, or the most useful new words.
     if data_args.algorithm:
-        tokenizer = train_tokenizer(
-            raw["train"], data_args.algorithm, data_args.vocab_size, data_args.lowercase, base.model_max_length
-        )
+        tokenizer = train_tokenizer(raw["train"], base, data_args.algorithm, data_args.vocab_size, data_args.lowercase)
         write_config(model_args, tokenizer, data_args.output_dir)
     else:
         words = choose_words(base, raw["train"], keep_word, data_args.max_new_words, data_args.min_count)
         tokenizer, pieces = extend_tokenizer(base, words)
-        extend_checkpoint(model_args, weights, tokenizer, pieces, data_args.output_dir)
+        extend_checkpoint(model_args, weights, pieces, data_args.output_dir)
         check_extended(model_args, base, pieces, data_args.output_dir, next(iter(raw["test"])))
         write_words(words, data_args.output_dir)
     tokenizer.save_pretrained(data_args.output_dir)

@@ -12,9 +12,12 @@ EDGES = {
     "cli": {"acceleration", "errors"},
     "data": {"demo", "errors", "labels", "reading"},
     "demo": {"errors"},
+    "documents": {"data", "demo", "errors", "reading"},
+    "embeddings": {"errors", "modeling"},
     "errors": set(),
     "evaluate_modules": {"metrics"},
     "evaluation": {"labels", "metrics", "provenance", "reporting", "significance", "tuning"},
+    "fertility": {"evaluation", "provenance", "reporting", "significance"},
     "hub": {"errors", "evaluation"},
     "labels": {"errors"},
     "metrics": {"labels"},
@@ -28,6 +31,7 @@ EDGES = {
     "tokenization": {"errors"},
     "training": {"acceleration", "checkpoints", "errors", "hub", "metrics", "modeling", "optimization", "provenance"},
     "tuning": {"errors"},
+    "vocabulary": {"errors"},
 }
 
 
