@@ -94,7 +94,9 @@ def write_config(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase,
         output_dir: Where it is written.
     """
     config = AutoConfig.from_pretrained(**pretrained_source(model_args))
-    config.vocab_size, config.new_tokens = len(tokenizer), None
+    config.vocab_size = len(tokenizer)
+    if new_token_indices(config):
+        config.new_tokens = None
     starts_and_ends = {"bos": tokenizer.cls_token_id, "eos": tokenizer.sep_token_id}
     ids = {"pad": tokenizer.pad_token_id, "cls": tokenizer.cls_token_id, "sep": tokenizer.sep_token_id}
     for name, value in (ids | starts_and_ends).items():

@@ -200,7 +200,7 @@ def _parquet(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             check_columns(path, file.schema_arrow.names, required)
-            batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=1000))
+            batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=100))
             for index, row in enumerate(itertools.chain.from_iterable(batches)):
                 yield f"[{index}]", row
     except (pyarrow.ArrowException, OSError) as error:

@@ -13,7 +13,7 @@ The words whose pieces cost the corpus the most tokens become tokens, and start 
 word costs, before and after, is measured on held-out documents, with bootstrap intervals.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from transformers import TrainingArguments
@@ -96,7 +96,7 @@ def main(argv=None):
     tokenizer.save_pretrained(data_args.output_dir)
 
     # 5. Evaluate: tokens per word, before and after, with the tokenizer that the next recipe will load.
-    tokenizer = load_tokenizer(ModelArguments(data_args.output_dir))
+    tokenizer = load_tokenizer(replace(model_args, model_name_or_path=data_args.output_dir))
     metrics = compare_tokenizers(base, tokenizer, texts)
     run["vocabulary"] = {"before": len(base), "after": len(tokenizer)}
     run["data"] = {name: documents.report for name, documents in {"train": raw["train"], **texts}.items()}

@@ -79,7 +79,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
     assert sum(1 for _ in documents["train"]) == 1350
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 11_000_000 if suffix == "parquet" else peak < 1_000_000
+    assert peak < 3_000_000
 
 
 @pytest.mark.parametrize(

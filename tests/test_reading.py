@@ -8,7 +8,7 @@ import pytest
 from conftest import write_csv
 
 from ptft_recipes.errors import InputError
-from ptft_recipes.reading import SUFFIXES, check_columns, read_rows
+from ptft_recipes.reading import SUFFIXES, check_columns, check_encoding, iterate_rows, read_rows
 
 ROWS = [{"text": "a new match", "label": "sports"}, {"text": "NA", "label": "007"}]
 
@@ -295,3 +295,23 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     for path in (tmp_path / "no.csv", tmp_path):
         with pytest.raises(InputError, match="no such file"):
             read(path)
+
+
+@pytest.mark.parametrize(("name", "second"), [("train.txt", b"b\xff\n"), ("train.jsonl", b"{broken\n")])
+def test_rows_come_one_by_one_and_a_fault_shows_when_its_row_is_reached(tmp_path, name, second):
+    path = tmp_path / name
+    path.write_bytes((b"a\n" if name == "train.txt" else b'{"text": "a"}\n') + second)
+    rows = iterate_rows(path, ["text"])
+    assert next(rows)["text"] == "a"
+    with pytest.raises(InputError, match=rf"{name}:2: "):
+        next(rows)
+
+
+def test_the_encoding_of_a_stream_is_checked_before_its_rows_are_used(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_bytes(b"a\nb\nc\xff\n")
+    with pytest.raises(InputError, match=r"train\.txt:3: byte 0xff is not UTF-8"):
+        check_encoding(path)
+    path.write_bytes("\ufeffa\n\u2028b\r\n".encode())
+    check_encoding(path)
+    assert [row["text"] for row in iterate_rows(path, ["text"])] == ["a", "\u2028b"]
