@@ -171,7 +171,7 @@ def choose_words(
     for token, count in _count_words(tokenizer, documents, mark).items():
         if count < min_count or not token.startswith(mark):
             continue
-        word = (backend.decoder.decode([token]) if backend.decoder else token).strip()
+        word = (backend.decoder.decode([token]) if backend.decoder else token.removeprefix(mark)).strip()
         if not keep_word(word):
             continue
         pieces = backend.model.tokenize(token)

@@ -144,6 +144,8 @@ def test_why_the_bias_must_be_restored(tmp_path):
     torch.testing.assert_close(logits(model, OLD_TEXT), before)
     with model.disable_adapter():
         torch.testing.assert_close(logits(model, OLD_TEXT), before)
+    model.merge_adapter()
+    torch.testing.assert_close(logits(model, OLD_TEXT), before)
 
 
 def test_pooler_and_heads_survive_that_no_single_class_would_keep(tmp_path):

@@ -177,6 +177,35 @@ def test_unknown_pieces_and_words_that_are_whole_already_are_not_chosen(tokenize
         choose_words(tokenizers["wordpiece"], ["the team of 子子子"], is_word, 10, 1)
 
 
+@pytest.mark.parametrize("kind", ["roberta", "xlmr", "albert"])
+def test_only_words_that_follow_a_space_enter_a_vocabulary_that_marks_them(kind, tokenizers):
+    mark = "Ġ" if kind == "roberta" else "▁"
+    words = choose_words(tokenizers[kind], ["(graphene) graphene, graphene"] * 2, is_word, 10, 1)
+    assert [(new.token, new.count) for new in words] == [(f"{mark}graphene", 4)], "not the one in brackets"
+
+
+def test_a_word_with_an_unknown_piece_is_left_out():
+    tokenizer = Tokenizer(models.Unigram([("[UNK]", 0.0), ("▁", -1.0), ("a", -1.0), ("b", -1.0)], unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+    assert tokenizer.tokenize("aba") == ["▁", "a", "b", "a"]
+    words = choose_words(tokenizer, ["aba acba"], is_word, 10, 1)
+    assert [new.word for new in words] == ["aba"]
+
+
+def test_unigram_prefers_a_new_word_to_a_shorter_new_one_and_the_rest():
+    generator = random.Random(0)
+    for _ in range(20):  # with equal margins, rounding would decide
+        pieces = ["▁clu", "ster", "s", "▁"]
+        vocabulary = [("[UNK]", 0.0), *((piece, -generator.uniform(2, 9)) for piece in pieces)]
+        tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+        words = choose_words(tokenizer, ["cluster clusters"], is_word, 10, 1)
+        extended, _ = extend_tokenizer(tokenizer, words)
+        assert extended.tokenize("cluster clusters clu") == ["▁cluster", "▁clusters", "▁clu"]
+
+
 def test_wordpiece_lets_words_that_start_with_a_new_one_use_it(tokenizers):
     words = choose_words(tokenizers["wordpiece"], ["a tokenizer"] * 3, is_word, 10, 1)
     tokenizer, _ = extend_tokenizer(tokenizers["wordpiece"], words)
