@@ -291,9 +291,9 @@ class TestTraining:
         with pytest.raises(InputError, match=rf"--vocab_size 12: too few for {algorithm} on this corpus"):
             train_tokenizer(CORPUS, BASE, algorithm, 12, lowercase=True)
 
-    def test_a_vocabulary_larger_than_the_corpus_gives_is_said(self, algorithm, caplog):
+    def test_a_vocabulary_larger_than_the_corpus_gives_is_said(self, algorithm, caplog, monkeypatch):
         caplog.set_level("INFO", logger="ptft_recipes")
-        logging.getLogger("ptft_recipes").propagate = True
+        monkeypatch.setattr(logging.getLogger("ptft_recipes"), "propagate", True)
         tokenizer = train_tokenizer(CORPUS, BASE, algorithm, 30_000, lowercase=True)
         assert len(tokenizer) < 30_000
         assert f"no more than {len(tokenizer)} tokens; 30000 were asked for" in caplog.text

@@ -1,6 +1,7 @@
 """The recipe end to end: what it leaves behind, and that the next recipe takes it."""
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -49,7 +50,8 @@ def run(recipe, base, tmp_path):
     return run
 
 
-def test_extending_leaves_what_the_next_recipe_takes(run, base, tmp_path, finetune_cls, topics, capsys):
+def test_extending_leaves_what_the_next_recipe_takes(run, base, tmp_path, finetune_cls, topics, capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("ptft_recipes"), "handlers", [])  # a new one writes to this test's stdout
     (tmp_path / "news.txt").write_text("the price of a stock\nthe coach of a team\n")
     results = run("--general_file", str(tmp_path / "news.txt"), "--max_new_words", "2")
     folder = tmp_path / "run"
