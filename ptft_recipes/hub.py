@@ -151,14 +151,18 @@ def _summary(run: dict[str, Any], base_model: str, task: str) -> str:
 
 
 def format_lineage(lineage: list[dict[str, Any]]) -> str:
-    """Say through which stages the weights went, oldest first.
+    """Say through which stages the weights went, oldest first; one without steps added words.
 
     >>> format_lineage([{"recipe": "pretrain_mlm", "from": "bert", "from_scratch": False, "data": "papers",
     ...                  "fingerprint": "0ab1", "steps": 9}])
     '`bert` → `papers` (pretrain_mlm, 9 steps, data `0ab1`)'
     """
     start = "new weights in the architecture of " * lineage[0]["from_scratch"] + f"`{lineage[0]['from']}`"
-    stages = [f"`{s['data']}` ({s['recipe']}, {s['steps']:,} steps, data `{s['fingerprint']}`)" for s in lineage]
+    steps = [f"{stage['steps']:,} steps, " if stage["steps"] else "" for stage in lineage]
+    stages = [
+        f"`{stage['data']}` ({stage['recipe']}, {count}data `{stage['fingerprint']}`)"
+        for stage, count in zip(lineage, steps, strict=True)
+    ]
     return " → ".join([start, *stages])
 
 

@@ -18,10 +18,12 @@ EDGES = {
     "corpora": {"blocks", "data", "errors", "reading"},
     "data": {"demo", "errors", "labels", "reading"},
     "demo": {"errors"},
+    "embeddings": {"errors", "modeling"},
     "errors": set(),
     "evaluate_modules": {"metrics"},
     "features": set(),
     "evaluation": {"labels", "metrics", "perplexity", "provenance", "reporting", "significance"},
+    "fertility": {"evaluation", "provenance", "reporting", "significance"},
     "hub": {"errors", "evaluation"},
     "labels": {"errors"},
     "logs": set(),
@@ -55,6 +57,7 @@ EDGES = {
         "modeling", "optimization", "provenance", "regularization", "tuning",
     },
     "tuning": {"adapters", "errors", "merging", "optimization"},
+    "vocabulary": {"errors"},
 }  # fmt: skip
 
 
