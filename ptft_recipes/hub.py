@@ -97,12 +97,13 @@ def write_model_card(output_dir: Path, results: dict[str, Any], task: str, model
     """
     run, metrics, base_model = results["run"], results["metrics"], results["run"]["base_model"]
     data = run["data"]
-    is_adapter = (output_dir / "adapter_config.json").exists()
+    path = output_dir / "adapter_config.json"
+    adapter = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     overall = {name: score for name, score in split_by_class(metrics)[0].items() if score["value"] is not None}
     name = Path(model_id).name
     card_data = ModelCardData(
         base_model=base_model if _could_be_hub_id(base_model) else None,
-        library_name="peft" if is_adapter else "transformers",
+        library_name="peft" if adapter else "transformers",
         pipeline_tag=task,
         tags=["ptft-recipes"],
         model_name=name,
@@ -116,7 +117,7 @@ def write_model_card(output_dir: Path, results: dict[str, Any], task: str, model
         f"# {name}",
         _summary(run, base_model, task),
         "## Results\n\n" + _results_table(metrics, data),
-        "## Use\n\n" + _usage(model_id, base_model, is_adapter, task),
+        "## Use\n\n" + _usage(model_id, base_model, adapter, task),
         "## Data\n\n" + _data_table(data),
         "## Training\n\n" + _training_table(run),
     ]
@@ -188,15 +189,17 @@ def _results_table(metrics: dict[str, Any], data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _usage(model_id: str, base_model: str, is_adapter: bool, task: str) -> str:
+def _usage(model_id: str, base_model: str, adapter: dict[str, Any] | None, task: str) -> str:
     auto_class, name, text = USAGE[task]
-    if is_adapter:
+    if adapter:
+        # Unmerged, PEFT leaves the bias out of a vocabulary head of which it trains single tokens.
+        merge = ".merge_and_unload()" * bool(task == "fill-mask" and adapter.get("trainable_token_indices"))
         code = (
             "from peft import PeftModel\n"
             f"from transformers import AutoConfig, {auto_class}, AutoTokenizer, pipeline\n\n"
             f'config = AutoConfig.from_pretrained("{model_id}")  # of the run: labels, lineage\n'
             f'base = {auto_class}.from_pretrained("{base_model}", config=config)\n'
-            f'model = PeftModel.from_pretrained(base, "{model_id}")\n'
+            f'model = PeftModel.from_pretrained(base, "{model_id}"){merge}\n'
             f'{name} = pipeline("{task}", model, tokenizer=AutoTokenizer.from_pretrained("{model_id}"))'
         )
     else:

@@ -8,7 +8,7 @@ from conftest import ROOT
 
 EDGES = {
     "acceleration": {"errors"},
-    "adapters": {"architectures", "bottleneck", "errors"},
+    "adapters": {"architectures", "bottleneck", "embeddings", "errors"},
     "architectures": {"errors"},
     "bottleneck": {"architectures", "errors"},
     "blocks": {"errors"},
@@ -36,6 +36,7 @@ EDGES = {
     "pretraining": {
         "collators",
         "corpora",
+        "embeddings",
         "errors",
         "modeling",
         "perplexity",

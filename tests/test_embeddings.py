@@ -1,5 +1,6 @@
 """An extended checkpoint: new rows are means, old weights stay, and under LoRA only the new rows move."""
 
+import copy
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AlbertConfig,
+    AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -28,7 +30,10 @@ from ptft_recipes.embeddings import (
     write_config,
 )
 from ptft_recipes.errors import InputError
-from ptft_recipes.modeling import ModelArguments
+from ptft_recipes.merging import fold_adapter
+from ptft_recipes.modeling import ModelArguments, load_model
+from ptft_recipes.pretraining import prepare_masked_lm
+from ptft_recipes.tuning import TuningArguments, apply_tuning
 
 OLD = 100
 PIECES = {100: [5, 6], 101: [7, 8, 9], 102: [50, 51]}
@@ -95,22 +100,31 @@ class TestMaskedLanguageModels:
         assert 2 <= len(grown) <= 3
         assert all(torch.equal(before[name], after[name]) for name in before.keys() - grown)
 
-    @pytest.mark.parametrize("auto_class", [AutoModelForMaskedLM, AutoModelForSequenceClassification])
-    def test_under_lora_only_the_new_rows_move_and_a_reload_predicts_the_same(self, folders, auto_class, tmp_path):
-        def load():
-            torch.manual_seed(0)  # of a new head
-            return auto_class.from_pretrained(folders[1])
+    @pytest.mark.parametrize(
+        ("auto_class", "with_head", "method"),
+        [
+            (AutoModelForMaskedLM, True, "lora"),
+            (AutoModelForMaskedLM, False, "lora"),
+            (AutoModelForMaskedLM, False, "adalora"),
+            (AutoModelForSequenceClassification, False, "lora"),
+        ],
+    )
+    def test_under_lora_only_the_new_rows_move(self, folders, auto_class, with_head, method, tmp_path):
+        folder = str(folders[1])
+        if not with_head:
+            AutoModel.from_pretrained(folder).save_pretrained(folder := str(tmp_path / "body"))
+        arguments = ModelArguments(folder)
 
-        model, before = load(), load()
-        task_type = "SEQ_CLS" if auto_class is AutoModelForSequenceClassification else None
-        config = LoraConfig(
-            task_type=task_type,
-            target_modules="all-linear",
-            exclude_modules=["pre_classifier", "classifier"],
-            trainable_token_indices=trainable_tokens(model),
-        )
-        model = get_peft_model(model, config)
-        restore_output_bias(model)
+        def load(seed):
+            torch.manual_seed(seed)
+            return load_model(auto_class, arguments, tokenizer=())
+
+        model, new_modules = load(seed=0)
+        before = load(seed=0)[0]
+        if auto_class is AutoModelForMaskedLM:
+            model = prepare_masked_lm(model, arguments, TuningArguments(method), new_modules)
+        else:
+            model = apply_tuning(model, TuningArguments(method), "SEQ_CLS", new_modules)
         assert torch.equal(logits(model, OLD_TEXT), logits(before, OLD_TEXT)), "before the first step"
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1)
@@ -119,17 +133,28 @@ class TestMaskedLanguageModels:
             (model(input_ids=NEW_TEXT).logits ** 2).mean().backward()
             optimizer.step()
         trained = logits(model, NEW_TEXT)
-        model.save_pretrained(tmp_path)
-        reloaded = PeftModel.from_pretrained(load(), tmp_path)
+        model.save_pretrained(tmp_path / "adapter")
+        reloaded = PeftModel.from_pretrained(load(seed=1)[0], tmp_path / "adapter")  # another new head
         restore_output_bias(reloaded)
-        assert torch.equal(logits(reloaded, NEW_TEXT), trained)
-        merged = model.merge_and_unload()
+        torch.testing.assert_close(logits(reloaded, NEW_TEXT), trained)
+        merged = fold_adapter(model)
         torch.testing.assert_close(logits(merged, NEW_TEXT), trained, atol=1e-4, rtol=1e-4)
-        for module in ("get_input_embeddings", "get_output_embeddings"):
-            old, new = (getattr(each, module)() for each in (before, merged))
-            if old is not None:
-                assert torch.equal(new.weight[:OLD], old.weight[:OLD])
-                assert (new.weight[OLD:] != old.weight[OLD:]).any(dim=1).all()
+        embeddings = [each.get_input_embeddings().weight for each in (before, merged)]
+        assert torch.equal(*(weight[:OLD] for weight in embeddings))
+        assert (embeddings[0][OLD:] != embeddings[1][OLD:]).any(dim=1).all()
+        if auto_class is AutoModelForMaskedLM and (with_head or merged.config.tie_word_embeddings):
+            output = [each.get_output_embeddings().weight for each in (before, merged)]
+            assert torch.equal(*(weight[:OLD] for weight in output))
+            assert (output[0][OLD:] != output[1][OLD:]).any(dim=1).all()
+
+
+def test_methods_that_cannot_train_single_tokens_leave_them_alone(checkpoint, tmp_path):
+    args = ModelArguments(checkpoint)
+    extend_checkpoint(args, find_weights(args), {33: [5, 6]}, tmp_path)
+    model, new_modules = load_model(AutoModelForSequenceClassification, ModelArguments(str(tmp_path)), tokenizer=())
+    for method in ("bottleneck", "ia3"):
+        wrapped = apply_tuning(copy.deepcopy(model), TuningArguments(method), "SEQ_CLS", new_modules)
+        assert not [name for name, p in wrapped.named_parameters() if "embeddings" in name and p.requires_grad]
 
 
 def test_why_the_bias_must_be_restored(tmp_path):

@@ -5,15 +5,28 @@ import logging
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import ROOT, load_recipe, tiny_config
+from conftest import ROOT, load_recipe, tiny_config, topic_rows, write_csv
+from peft import PeftModel
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertForPreTraining,
+    BertTokenizer,
+    PreTrainedTokenizerFast,
+)
 
+from ptft_recipes.embeddings import new_token_indices, restore_output_bias
 from ptft_recipes.errors import InputError
+from ptft_recipes.merging import fold_adapter
 from ptft_recipes.vocabulary import train_tokenizer as train
 
 LETTERS = ["abcdefghijklm nopqrstuvwxyz , ."]
@@ -30,13 +43,15 @@ def recipe():
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A masked language model with a WordPiece tokenizer of the words that are not of the domain."""
+    """A BERT with pooler and heads, and a WordPiece tokenizer of the words that are not of the domain."""
     folder = tmp_path_factory.mktemp("base")
     general = [text.replace(text.split()[6], "new") for text in TEXTS]
     tokenizer = train(general + LETTERS, BertTokenizer(model_max_length=64), "wordpiece", 200, lowercase=True)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    AutoModelForMaskedLM.from_config(tiny_config("bert", len(tokenizer))).save_pretrained(folder)
+    model = BertForPreTraining(tiny_config("bert", len(tokenizer)))
+    torch.nn.init.normal_(model.cls.predictions.bias)  # as training leaves it
+    model.save_pretrained(folder)
     return folder
 
 
@@ -119,6 +134,98 @@ def test_a_copy_runs_from_an_empty_folder_with_the_demo(tmp_path):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["run"]["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert results["run"]["vocabulary"] == {"before": 30522, "after": 30525}
+
+
+class TestTheNextStages:
+    """What pretrain_mlm and finetune_cls make of an extended checkpoint."""
+
+    @pytest.fixture(scope="class")
+    def corpus(self, tmp_path_factory):
+        path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+        path.write_text("\n\n".join(TEXTS))
+        return str(path)
+
+    @pytest.fixture(scope="class")
+    def extended(self, recipe, base, corpus, tmp_path_factory):
+        folder = str(tmp_path_factory.mktemp("extended"))
+        flags = ["--model_name_or_path", str(base), "--train_file", corpus, "--min_count", "5"]
+        recipe.main([*flags, "--output_dir", folder])
+        return folder
+
+    @pytest.fixture
+    def run_next(self, extended, corpus, run_mlm, run_cls, tmp_path):
+        """Run one of the two recipes on text with the new words."""
+        rows = topic_rows(100, seed=0)
+        path = write_csv(tmp_path / "rows.csv", [row | {"text": f"embedding {row['text']} parser"} for row in rows])
+
+        def run(recipe, *flags, **options):
+            start, train_file = (run_mlm, corpus) if recipe == "pretrain_mlm" else (run_cls, path)
+            options = {"model_name_or_path": extended, "train_file": train_file, "max_steps": 4} | options
+            return start(*flags, data=False, output_dir=tmp_path / "next", **options)
+
+        return run
+
+    def test_pre_training_goes_on_with_heads_pooler_and_the_same_documents(self, run_next, extended, base, tmp_path):
+        first = json.loads(Path(extended, "results.json").read_text())["run"]
+        second = run_next("pretrain_mlm")["run"]
+        assert second["data"]["fingerprint"] == first["data"]["fingerprint"]
+        assert [stage["recipe"] for stage in second["lineage"]] == ["train_tokenizer", "pretrain_mlm"]
+        assert second["lineage"][0] == first["lineage"][0]
+        assert first["lineage"][0]["from"] == str(base)
+        card = (tmp_path / "next" / "README.md").read_text()
+        assert f"`{base}` → `corpus.txt` (train_tokenizer, data `{first['data']['fingerprint']['train']}`) → " in card
+        for auto_class in (AutoModel, AutoModelForMaskedLM):
+            model, report = auto_class.from_pretrained(tmp_path / "next", output_loading_info=True)
+            assert not report["missing_keys"]
+        assert len(new_token_indices(model.config)) == 3
+        poolers = [AutoModel.from_pretrained(folder).pooler.dense.weight for folder in (base, tmp_path / "next")]
+        assert torch.equal(*poolers)
+
+    @pytest.mark.parametrize(
+        ("stage", "auto_class"),
+        [("pretrain_mlm", AutoModelForMaskedLM), ("finetune_cls", AutoModelForSequenceClassification)],
+    )
+    def test_under_lora_only_the_new_rows_move(self, stage, auto_class, run_next, extended, tmp_path):
+        folder = tmp_path / "next"
+        results = run_next(stage, tuning="lora")
+        config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        assert [each["recipe"] for each in config.lineage] == ["train_tokenizer", stage]
+        new = new_token_indices(config)
+        inputs = tokenizer("the embedding of a parser", return_tensors="pt")
+        assert set(new) & set(inputs["input_ids"][0].tolist())
+        base = auto_class.from_pretrained(extended, config=config)
+        before = base.get_input_embeddings().weight.detach().clone()
+        model = PeftModel.from_pretrained(base, folder).eval()
+        restore_output_bias(model)
+        logits = model(**inputs).logits.detach()
+        merged = fold_adapter(model)
+        torch.testing.assert_close(merged(**inputs).logits, logits)
+        after = merged.get_input_embeddings().weight
+        assert torch.equal(after[: new[0]], before[: new[0]])
+        assert (after[new] != before[new]).any(dim=1).sum() >= 2
+        if stage == "pretrain_mlm":
+            code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+            exec(compile(code, "card", "exec"), names := {})
+            torch.testing.assert_close(names["model"].eval()(**inputs).logits, logits)
+
+        shutil.rmtree(folder)
+        again = run_next(stage, tuning="lora", merge_adapter="true")
+        assert not (folder / "adapter_config.json").exists()
+        plain, report = auto_class.from_pretrained(folder, output_loading_info=True)
+        assert not report["missing_keys"]
+        torch.testing.assert_close(plain.eval()(**inputs).logits, logits)
+        assert again["metrics"].keys() == results["metrics"].keys()
+        for name, score in results["metrics"].items():
+            assert again["metrics"][name]["value"] == pytest.approx(score["value"], rel=1e-4), name
+
+    def test_an_adapter_of_new_words_goes_on_moving(self, run_next, tmp_path):
+        first = run_next("pretrain_mlm", tuning="lora")
+        (tmp_path / "next").rename(tmp_path / "first")
+        second = run_next("pretrain_mlm", tuning=tmp_path / "first")
+        assert second["metrics"]["perplexity_before"]["value"] == pytest.approx(
+            first["metrics"]["perplexity"]["value"]
+        )
+        assert second["run"]["trainable_parameters"] == first["run"]["trainable_parameters"]
 
 
 class TestBadInput:
