@@ -136,6 +136,13 @@ def test_a_copy_runs_from_an_empty_folder_with_the_demo(tmp_path):
     assert results["run"]["vocabulary"] == {"before": 30522, "after": 30525}
 
 
+def test_a_streamed_corpus_gives_words_and_held_out_documents(run):
+    results = run("--streaming", "--max_eval_samples", "5", "--min_count", "5")
+    assert results["run"]["data"]["rows"] == {"train": None, "validation": 5, "test": 5}
+    assert results["metrics"]["tokens_saved"]["n"] == 5
+    assert results["run"]["vocabulary"]["after"] == results["run"]["vocabulary"]["before"] + 3
+
+
 class TestTheNextStages:
     """What pretrain_mlm and finetune_cls make of an extended checkpoint."""
 
