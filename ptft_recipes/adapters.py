@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ptft_recipes import bottleneck  # noqa: F401 -- PEFT knows the method from then on
 from ptft_recipes.architectures import sub_layers
+from ptft_recipes.embeddings import restore_output_bias, trainable_tokens
 from ptft_recipes.errors import InputError, nearest
 
 PROMPT_FIELDS = {
@@ -45,14 +46,16 @@ def wrap_with_peft(
     """Wrap the model with a method of PEFT, and run it once on four tokens to see that the two work together.
 
     Where PEFT has no target modules for an architecture, they are all linear layers of the body. Prediction heads are
-    never targets unless `exclude_modules` says so.
+    never targets unless `exclude_modules` says so. Where the method can train single tokens (LoRA) and the checkpoint
+    has new words, their embeddings move too.
 
     Args:
         model: As `load_model` returned it.
         method: PEFT's name of the method, in any case.
         tuning_kwargs: `name=value` pairs, fields of the method's config.
         task_type: PEFT's name of the task; None where it has none, as for masked language modelling.
-        new_modules: To train and save in full, beside what the method adds.
+        new_modules: To train and save in full, beside what the method adds. (Beside new words, the bias of a new
+            vocabulary head stays 0.)
 
     Raises:
         InputError: No such method or field, a value of the wrong type, or a method that does not fit the model.
@@ -60,6 +63,7 @@ def wrap_with_peft(
     config = _peft_config(method, tuning_kwargs, model, task_type, new_modules)
     try:
         model = get_peft_model(model, config)
+        restore_output_bias(model)
         if not model.config.is_encoder_decoder:
             with torch.no_grad():
                 model.eval()(input_ids=torch.ones((1, 4), dtype=torch.long, device=model.device))
@@ -80,10 +84,12 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
     if not (Path(folder) / "adapter_config.json").exists():
         raise InputError(f"--tuning {folder}: the folder has no adapter_config.json")
     try:
-        return PeftModel.from_pretrained(model, folder, is_trainable=True)
+        model = PeftModel.from_pretrained(model, folder, is_trainable=True)
     except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"--tuning {folder}: the adapter does not fit this model: {reason[:400]}") from error
+    restore_output_bias(model)
+    return model
 
 
 def method_names() -> dict[str, PeftType]:
@@ -114,14 +120,27 @@ def _peft_config(method, tuning_kwargs, model, task_type, new_modules) -> PeftCo
     for name, attribute in PROMPT_FIELDS.items():
         if name in fields:  # PEFT looks for GPT's names of these and does not find DistilBERT's
             values.setdefault(name, getattr(model.config, attribute))
+    if "trainable_token_indices" in fields:
+        values.setdefault("trainable_token_indices", trainable_tokens(model, new_modules))
     if "modules_to_save" in fields:
-        # What PEFT adds itself for a task must not be wrapped twice.
-        new = [name for name in new_modules if name.split(".")[0] not in SAVED_BY_PEFT.get(task_type, ())]
+        new = _saved_in_full(model, new_modules, task_type, beside_tokens=bool(values.get("trainable_token_indices")))
         values["modules_to_save"] = [*(values.get("modules_to_save") or []), *new] or None
     try:
         return config_class(task_type=task_type, **values)
     except (ValueError, TypeError) as error:
         raise InputError(f"--tuning {method}: {error}") from error
+
+
+def _saved_in_full(model, new_modules: list[str], task_type: str | None, beside_tokens: bool) -> list[str]:
+    """Return the new modules for `modules_to_save`."""
+    # What PEFT adds itself for a task must not be wrapped twice.
+    new = [name for name in new_modules if name.split(".")[0] not in SAVED_BY_PEFT.get(task_type, ())]
+    output = model.get_output_embeddings()
+    if beside_tokens and output is not None and output.weight is model.get_input_embeddings().weight:
+        # Of a shared matrix PEFT trains single rows, or all of a module that holds it, and fails at both.
+        new = [name for name in new if all(module is not output for module in model.get_submodule(name).modules())]
+    # Nor a module inside of one: the outer one's own parameters would be lost.
+    return [name for name in new if not any(name.startswith(f"{other}.") for other in new)]
 
 
 def _choose_targets(values: dict, peft_type: PeftType, model: PreTrainedModel, new_modules: list[str]) -> None:

@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_f
 from ptft_recipes.demo import dataset_rows
 from ptft_recipes.errors import InputError
 from ptft_recipes.labels import encode_labels
-from ptft_recipes.reading import SUFFIXES, check_columns, read_rows
+from ptft_recipes.reading import SUFFIXES, check_columns, check_text, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -203,13 +203,7 @@ def _load_dataset(name: str, data_args: DatasetArguments, text_columns, label_co
 def _to_dataset(rows: list[dict], text_columns, label_column) -> Dataset:
     for column in text_columns:
         for row in rows:
-            text, where = row[column], f"{row['id']}: column {column!r} holds"
-            if not isinstance(text, str | None):
-                raise InputError(f"{where} {type(text).__name__} {text!r:.60}, not text")
-            try:
-                (text or "").encode()
-            except UnicodeEncodeError as error:  # JSON can escape half of a pair: an emoji that was cut in two
-                raise InputError(f"{where} {text[error.start]!r}, half of a character; remove it") from None
+            check_text(row, column)
     dataset = Dataset.from_dict(
         {column: [row[column] for row in rows] for column in ("id", *text_columns)},
         features=Features({column: Value("string") for column in ("id", *text_columns)}),

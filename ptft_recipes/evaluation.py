@@ -13,7 +13,7 @@ from transformers import EvalPrediction
 from ptft_recipes.labels import MULTI, REGRESSION, SINGLE
 from ptft_recipes.metrics import confusion_matrix, probabilities
 from ptft_recipes.perplexity import masked_lm_metrics
-from ptft_recipes.provenance import peak_memory, saved_mib, seconds_since_start
+from ptft_recipes.provenance import describe_stage, peak_memory, saved_mib, seconds_since_start
 from ptft_recipes.reporting import plot_confusion_matrix, plot_learning_curves, write_yaml
 from ptft_recipes.significance import bootstrap_intervals
 
@@ -175,16 +175,8 @@ def _describe_training(trainer, test_metrics: dict[str, float], run: dict[str, A
     share = (state.global_step - trainer._initial_global_step) / max(state.global_step, 1)
     step = trainer.step_times.median()
     tokens = (trainer.tokens_per_epoch() or 0) * train_log.get("epoch", 0.0) * share
-    from_scratch = run["config"].get("from_scratch", False)
-    stage = {
-        "recipe": run["recipe"],
-        "from": run["base_model"],
-        "from_scratch": from_scratch,
-        "data": run["data"]["name"],
-        "fingerprint": run["data"]["fingerprint"]["train"],
-        "steps": state.global_step,
-    }
-    earlier = [] if from_scratch else getattr(trainer.model.config, "lineage", [])
+    stage = describe_stage(run, state.global_step)
+    earlier = [] if stage["from_scratch"] else getattr(trainer.model.config, "lineage", [])
     return run | {
         "lineage": [*earlier, stage],
         "steps": state.global_step,

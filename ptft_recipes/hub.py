@@ -97,13 +97,13 @@ def write_model_card(output_dir: Path, results: dict[str, Any], task: str, model
     """
     run, metrics, base_model = results["run"], results["metrics"], results["run"]["base_model"]
     data = run["data"]
-    adapter = output_dir / "adapter_config.json"
-    method = json.loads(adapter.read_text(encoding="utf-8"))["peft_type"] if adapter.exists() else None
+    path = output_dir / "adapter_config.json"
+    adapter = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     overall = {name: score for name, score in split_by_class(metrics)[0].items() if score["value"] is not None}
     name = Path(model_id).name
     card_data = ModelCardData(
         base_model=base_model if _could_be_hub_id(base_model) else None,
-        library_name="peft" if method else "transformers",
+        library_name="peft" if adapter else "transformers",
         pipeline_tag=task,
         tags=["ptft-recipes"],
         model_name=name,
@@ -117,7 +117,7 @@ def write_model_card(output_dir: Path, results: dict[str, Any], task: str, model
         f"# {name}",
         _summary(run, base_model, task),
         "## Results\n\n" + _results_table(metrics, data),
-        "## Use\n\n" + _usage(model_id, base_model, method, task),
+        "## Use\n\n" + _usage(model_id, base_model, adapter, task),
         "## Data\n\n" + _data_table(data),
         "## Training\n\n" + _training_table(run),
     ]
@@ -157,14 +157,18 @@ def _summary(run: dict[str, Any], base_model: str, task: str) -> str:
 
 
 def format_lineage(lineage: list[dict[str, Any]]) -> str:
-    """Say through which stages the weights went, oldest first.
+    """Say through which stages the weights went, oldest first; one without steps added words.
 
     >>> format_lineage([{"recipe": "pretrain_mlm", "from": "bert", "from_scratch": False, "data": "papers",
     ...                  "fingerprint": "0ab1", "steps": 9}])
     '`bert` → `papers` (pretrain_mlm, 9 steps, data `0ab1`)'
     """
     start = "new weights in the architecture of " * lineage[0]["from_scratch"] + f"`{lineage[0]['from']}`"
-    stages = [f"`{s['data']}` ({s['recipe']}, {s['steps']:,} steps, data `{s['fingerprint']}`)" for s in lineage]
+    steps = [f"{stage['steps']:,} steps, " if stage["steps"] else "" for stage in lineage]
+    stages = [
+        f"`{stage['data']}` ({stage['recipe']}, {count}data `{stage['fingerprint']}`)"
+        for stage, count in zip(lineage, steps, strict=True)
+    ]
     return " → ".join([start, *stages])
 
 
@@ -199,16 +203,18 @@ def _merged_table(merged: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _usage(model_id: str, base_model: str, method: str | None, task: str) -> str:
+def _usage(model_id: str, base_model: str, adapter: dict[str, Any] | None, task: str) -> str:
     auto_class, name, text = USAGE[task]
-    if method:
-        code = "import ptft_recipes.bottleneck  # PEFT knows the method from then on\n" * (method == "BOTTLENECK")
-        code += (
-            "from peft import PeftModel\n"
+    if adapter:
+        # Unmerged, PEFT leaves the bias out of a vocabulary head of which it trains single tokens.
+        merge = ".merge_and_unload()" * bool(task == "fill-mask" and adapter.get("trainable_token_indices"))
+        needs = "import ptft_recipes.bottleneck  # PEFT knows the method from then on\n"
+        code = (
+            needs * (adapter["peft_type"] == "BOTTLENECK") + "from peft import PeftModel\n"
             f"from transformers import AutoConfig, {auto_class}, AutoTokenizer, pipeline\n\n"
             f'config = AutoConfig.from_pretrained("{model_id}")  # of the run: labels, lineage\n'
             f'base = {auto_class}.from_pretrained("{base_model}", config=config)\n'
-            f'model = PeftModel.from_pretrained(base, "{model_id}")\n'
+            f'model = PeftModel.from_pretrained(base, "{model_id}"){merge}\n'
             f'{name} = pipeline("{task}", model, tokenizer=AutoTokenizer.from_pretrained("{model_id}"))'
         )
     else:

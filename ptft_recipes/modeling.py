@@ -40,8 +40,8 @@ class ModelArguments:
             raise InputError("--from_scratch: new weights must move, and quantised weights cannot")
 
 
-def _source(model_args: ModelArguments) -> dict:
-    """Return where to load from, as keywords of `from_pretrained`."""
+def pretrained_source(model_args: ModelArguments) -> dict:
+    """Return where to load from, as keywords of `from_pretrained`; a demo name becomes its folder."""
     name = model_args.model_name_or_path
     if not name:
         raise InputError("no model: pass --model_name_or_path (Hub id or folder)")
@@ -57,7 +57,7 @@ def _source(model_args: ModelArguments) -> dict:
 def from_pretrained(auto_class, model_args: ModelArguments, **kwargs):
     """Call `auto_class.from_pretrained` for what the arguments name; what the user can mend becomes an InputError."""
     try:
-        return auto_class.from_pretrained(**_source(model_args), **kwargs)
+        return auto_class.from_pretrained(**pretrained_source(model_args), **kwargs)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import PeftModel
-from peft.utils.other import ModulesToSaveWrapper
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from transformers import AutoModel, PreTrainedModel
 from transformers.trainer_callback import TrainerCallback
 
 from ptft_recipes.collators import check_packable
 from ptft_recipes.corpora import StreamedRows
+from ptft_recipes.embeddings import restore_output_bias
 from ptft_recipes.errors import InputError
 from ptft_recipes.modeling import ModelArguments, from_pretrained
 from ptft_recipes.perplexity import masked_lm_metrics, masked_lm_statistics
@@ -141,14 +142,12 @@ def prepare_masked_lm(
         if not model_args.from_scratch:
             _keep_pooler(model, model_args)
         return model
-    # PEFT would wrap a new module inside of a new module twice, and lose the outer one's own parameters.
-    outermost = [name for name in new_modules if not any(name.startswith(f"{other}.") for other in new_modules)]
-    model = apply_tuning(model, tuning_args, None, outermost)
+    model = apply_tuning(model, tuning_args, None, new_modules)
     base = model.get_base_model()
     decoder = base.get_output_embeddings()
     if isinstance(decoder, ModulesToSaveWrapper):
         decoder = decoder.modules_to_save[decoder.active_adapters[0]]
-    if outermost and base.config.tie_word_embeddings:
+    if new_modules and base.config.tie_word_embeddings and not isinstance(decoder, TrainableTokensWrapper):
         # PEFT's copy of a new head copies the vocabulary matrix too, which would be trained apart from the embeddings.
         decoder.weight = base.get_input_embeddings().weight
     return model
@@ -185,6 +184,7 @@ def check_saved_model(trainer: RecipeTrainer, rows: int = 4) -> None:
         base, config = model.get_base_model(), model.peft_config[model.active_adapter]
         saved = type(base).from_pretrained(config.base_model_name_or_path, config=base.config)
         saved = PeftModel.from_pretrained(saved, output_dir)
+        restore_output_bias(saved)
     else:
         saved = kind.from_pretrained(output_dir, dtype=model.dtype)
     examples = trainer.eval_dataset.select(range(min(rows, len(trainer.eval_dataset))))

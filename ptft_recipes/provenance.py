@@ -42,6 +42,23 @@ def describe_environment(recipe: str, training_args) -> dict[str, Any]:
     }
 
 
+def describe_stage(run: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Return what the lineage of a model keeps of a run.
+
+    Args:
+        run: What `start_run` returned, with the report of the data.
+        steps: Of training; 0 for a run that changed the checkpoint without.
+    """
+    return {
+        "recipe": run["recipe"],
+        "from": run["base_model"],
+        "from_scratch": run["config"].get("from_scratch", False),
+        "data": run["data"]["name"],
+        "fingerprint": run["data"]["fingerprint"]["train"],
+        "steps": steps,
+    }
+
+
 def seconds_since_start() -> float:
     """Return the age of this process: imports and all."""
     return time.time() - psutil.Process().create_time()

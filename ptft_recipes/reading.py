@@ -71,8 +71,7 @@ def stream_documents(path: str | Path, text_column: str) -> Iterator[dict[str, s
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     for row in _select(path, read[path.suffix.lower()](path, [text_column]), [text_column], ()):
-        if not isinstance(row[text_column], str | None):
-            raise InputError(f"{row['id']}: column {text_column!r} holds no text")
+        check_text(row, text_column)
         if row[text_column] and row[text_column].strip():
             yield row
 
@@ -87,6 +86,17 @@ def check_columns(where: str | Path, found: Iterable[str], required: Sequence[st
             f"{', '.join(f'{column!r:.60}' for column in found)}. "
             "Name the right ones with the --..._column options"
         )
+
+
+def check_text(row: dict, column: str) -> None:
+    """Raise an InputError that names the row, unless its column is empty or holds text that can be written down."""
+    text, where = row[column], f"{row['id']}: column {column!r} holds"
+    if not isinstance(text, str | None):
+        raise InputError(f"{where} {type(text).__name__} {text!r:.60}, not text")
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:  # JSON can escape half of a pair: an emoji that was cut in two
+        raise InputError(f"{where} {text[error.start]!r}, half of a character; remove it") from None
 
 
 def _select(path: Path, rows, required: Sequence[str], optional: Sequence[str]) -> Iterator[dict]:
@@ -212,10 +222,10 @@ def _parquet(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            check_columns(path, file.schema_arrow.names, required)
+            batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=100))
+            for index, row in enumerate(itertools.chain.from_iterable(batches)):
+                yield f"[{index}]", row
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet file: {error}") from None
-    check_columns(path, file.schema_arrow.names, required)
-    rows = (row for batch in file.iter_batches(1000) for row in batch.to_pylist())
-    for index, row in enumerate(rows):
-        yield f"[{index}]", row

@@ -165,6 +165,13 @@ def load_recipe(name: str, folder: Path = ROOT / "recipes"):
     return module
 
 
+def argument_types(recipe) -> tuple[type, ...]:
+    """Return the dataclasses that a recipe fills from its command line; one without tuning does not train a model."""
+    if hasattr(recipe, "TuningArguments"):
+        return recipe.ModelArguments, recipe.DataArguments, recipe.TuningArguments, recipe.TrainingArguments
+    return recipe.ModelArguments, recipe.DataArguments
+
+
 @pytest.fixture(scope="session")
 def finetune_cls():
     """The recipe as a module."""

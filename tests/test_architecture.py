@@ -8,7 +8,7 @@ from conftest import ROOT
 
 EDGES = {
     "acceleration": {"errors"},
-    "adapters": {"architectures", "bottleneck", "errors"},
+    "adapters": {"architectures", "bottleneck", "embeddings", "errors"},
     "architectures": {"errors"},
     "bottleneck": {"architectures", "errors"},
     "blocks": {"errors"},
@@ -18,10 +18,12 @@ EDGES = {
     "corpora": {"blocks", "data", "errors", "reading"},
     "data": {"demo", "errors", "labels", "reading"},
     "demo": {"errors"},
+    "embeddings": {"errors", "modeling"},
     "errors": set(),
     "evaluate_modules": {"metrics"},
     "features": set(),
     "evaluation": {"labels", "metrics", "perplexity", "provenance", "reporting", "significance"},
+    "fertility": {"evaluation", "provenance", "reporting", "significance"},
     "hub": {"errors", "evaluation"},
     "labels": {"errors"},
     "logs": set(),
@@ -34,6 +36,7 @@ EDGES = {
     "pretraining": {
         "collators",
         "corpora",
+        "embeddings",
         "errors",
         "modeling",
         "perplexity",
@@ -55,6 +58,7 @@ EDGES = {
         "modeling", "optimization", "provenance", "regularization", "tuning",
     },
     "tuning": {"adapters", "errors", "merging", "optimization"},
+    "vocabulary": {"errors"},
 }  # fmt: skip
 
 

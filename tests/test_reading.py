@@ -1,7 +1,9 @@
 """Local files: text stays text, whatever the format; every fault is named by file and line."""
 
 import json
+import tracemalloc
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -314,7 +316,7 @@ def test_documents_are_read_one_by_one(write):
     documents = stream_documents(path, "text")
     assert next(documents) == {"id": "notes.jsonl:1", "text": "a"}
     assert next(documents) == {"id": "notes.jsonl:4", "text": "b"}, "blank ones are left out"
-    with pytest.raises(InputError, match=r"notes\.jsonl:5: column 'text' holds no text"):
+    with pytest.raises(InputError, match=r"notes\.jsonl:5: column 'text' holds int 3, not text"):
         next(documents)
 
 
@@ -323,9 +325,28 @@ def test_documents_are_read_one_by_one(write):
     [
         ("x.csv", b"text\na\n", "--streaming reads .txt, .jsonl, .ndjson, .parquet; convert it"),
         ("x.txt", b"one\n\xff", r"x.txt:2: byte 0xff is not UTF-8"),
+        ("x.jsonl", b'{"text": "\\ud83d"}\n', r"x.jsonl:1: column 'text' holds '\\ud83d', half of a character"),
+        ("x.parquet", b"PAR1", "x.parquet: not a readable Parquet file"),
         ("x.jsonl", b'{"body": "a"}\n', r"x.jsonl:1: no column 'text'; its columns are 'body'"),
     ],
 )
 def test_a_file_that_cannot_be_streamed_says_why(write, name, content, message):
     with pytest.raises(InputError, match=message):
         list(stream_documents(write(name, content), "text"))
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "parquet"])
+def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
+    texts = [f"{i} " + "word " * 2000 for i in range(1500)]  # 15 MB
+    path = tmp_path / f"corpus.{suffix}"
+    if suffix == "parquet":
+        datasets.Dataset.from_dict({"text": texts}).to_parquet(path, batch_size=50)
+    else:
+        ends = "\n" if suffix == "jsonl" else "\n\n"
+        path.write_text("".join((json.dumps({"text": text}) if suffix == "jsonl" else text) + ends for text in texts))
+    del texts
+    tracemalloc.start()
+    assert sum(1 for _ in stream_documents(path, "text")) == 1500
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3_000_000

@@ -4,11 +4,9 @@ import re
 import shlex
 
 import pytest
-from conftest import ROOT, load_recipe
+from conftest import ROOT, argument_types, load_recipe
 
 from ptft_recipes.cli import parse_args
-from ptft_recipes.modeling import ModelArguments
-from ptft_recipes.tuning import TuningArguments
 
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "recipes/README.md")]
 
@@ -44,8 +42,7 @@ def test_a_documented_command_parses(command):
         return
     recipe = load_recipe(command[script].removeprefix("recipes/").removesuffix(".py"))
     arguments = [str(ROOT / word) if word.startswith("recipes/configs/") else word for word in arguments]
-    types = (ModelArguments, recipe.DataArguments, TuningArguments, recipe.TrainingArguments)
-    parse_args(types, recipe.DEFAULTS, arguments)
+    parse_args(argument_types(recipe), recipe.DEFAULTS, arguments)
 
 
 def test_documented_paths_exist():

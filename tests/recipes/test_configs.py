@@ -8,11 +8,9 @@ import sys
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import ROOT, load_recipe
+from conftest import ROOT, argument_types, load_recipe
 
 from ptft_recipes.cli import parse_args
-from ptft_recipes.modeling import ModelArguments
-from ptft_recipes.tuning import TuningArguments
 
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
 ACCELERATE_CONFIGS = sorted((ROOT / "accelerate_configs").rglob("*.yaml"))
@@ -26,8 +24,7 @@ def test_there_are_configs_to_test():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_config_parses_with_its_recipe(path):
     recipe = load_recipe(path.parent.name)
-    types = (ModelArguments, recipe.DataArguments, TuningArguments, recipe.TrainingArguments)
-    *arguments, config = parse_args(types, recipe.DEFAULTS, ["--config", str(path)])
+    *arguments, config = parse_args(argument_types(recipe), recipe.DEFAULTS, ["--config", str(path)])
     assert config["output_dir"] == f"runs/{path.stem}"
     assert arguments[3].learning_rate == float(yaml.safe_load(path.read_text())["learning_rate"])
     header = path.read_text().split("\nmodel_name", 1)[0]
