@@ -4,7 +4,7 @@
 # ///
 """Average adapters of one base and task, or fold one of them into its base, and see whether it was worth it.
 
-    accelerate launch recipes/merge_adapters.py --adapters runs/lora_42 runs/lora_43 runs/lora_44
+    python recipes/merge_adapters.py --adapters runs/lora_42 runs/lora_43 runs/lora_44
     ... --adapters runs/lora_42 --output_dir runs/plain                           one adapter: fold it
     ... --train_file train.csv --label_column topic                               the data that they were trained on
 
