@@ -15,7 +15,7 @@ from ptft_recipes.collators import check_packable
 from ptft_recipes.corpora import StreamedRows
 from ptft_recipes.errors import InputError
 from ptft_recipes.modeling import ModelArguments, from_pretrained
-from ptft_recipes.perplexity import masked_lm_metrics, masked_lm_statistics
+from ptft_recipes.perplexity import STATISTICS, masked_lm_metrics, masked_lm_statistics
 from ptft_recipes.sampling import DrawnRows, DrawSampler, MixingSampler
 from ptft_recipes.sparse_head import model_body, only_at
 from ptft_recipes.training import RecipeTrainer
@@ -24,12 +24,10 @@ from ptft_recipes.tuning import PLAIN_METHODS, TuningArguments, apply_tuning
 logger = logging.getLogger(__name__)
 
 
-class MaskedLMTrainer(RecipeTrainer):
-    """RecipeTrainer that computes the vocabulary head at masked positions only, and tells the collator the epoch.
+class BlockTrainer(RecipeTrainer):
+    """RecipeTrainer over blocks of text, which tells the collator the epoch.
 
-    - Logits are `[masked tokens of the batch, vocabulary]`; `predict` returns `masked_lm_statistics` per row,
-      and `evaluate` scores by `masked_lm_metrics`.
-    - Rows are drawn as `sampling.Draw`, so that masks depend on seed, epoch and row alone.
+    Rows are drawn as `sampling.Draw`, so that what the collator does to one depends on seed, epoch and row alone.
 
     Args:
         args: As for RecipeTrainer; the training rows as `training_rows` returned them.
@@ -37,9 +35,10 @@ class MaskedLMTrainer(RecipeTrainer):
         kwargs: As for RecipeTrainer.
     """
 
+    statistics: Sequence[str] = ()  # names of the columns that `predict` returns
+
     def __init__(self, *args, shares: Sequence[float] = (), **kwargs):  # noqa: D107
-        scoring = {"preprocess_logits_for_metrics": masked_lm_statistics, "compute_metrics": masked_lm_metrics}
-        super().__init__(*args, **scoring, **kwargs)
+        super().__init__(*args, **kwargs)
         self.shares = [share for share in shares if share]
         self.args.remove_unused_columns = False  # else `word_ids` would not reach the collator
         if isinstance(self.train_dataset, StreamedRows):
@@ -74,6 +73,20 @@ class MaskedLMTrainer(RecipeTrainer):
             return None
         lengths = np.asarray(self.train_dataset["length"][:])
         return int(lengths[self._get_train_sampler().sampler.chosen()].sum())
+
+
+class MaskedLMTrainer(BlockTrainer):
+    """BlockTrainer that computes the vocabulary head at masked positions only.
+
+    Logits are `[masked tokens of the batch, vocabulary]`; `predict` returns `masked_lm_statistics` per row, and
+    `evaluate` scores by `masked_lm_metrics`.
+    """
+
+    statistics = STATISTICS
+
+    def __init__(self, *args, **kwargs):  # noqa: D107
+        scoring = {"preprocess_logits_for_metrics": masked_lm_statistics, "compute_metrics": masked_lm_metrics}
+        super().__init__(*args, **scoring, **kwargs)
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         """Compute the loss as RecipeTrainer does, with the head at masked positions only."""
@@ -176,14 +189,27 @@ def check_saved_model(trainer: RecipeTrainer, rows: int = 4) -> None:
         saved = kind.from_pretrained(output_dir, dtype=model.dtype)
     examples = trainer.eval_dataset.select(range(min(rows, len(trainer.eval_dataset))))
     batch = trainer._prepare_inputs(trainer.data_collator([examples[i] for i in range(len(examples))]))
-    batch = {name: value for name, value in batch.items() if name != "labels"}
+    compare_logits(model, saved, {name: value for name, value in batch.items() if name != "labels"}, output_dir)
+
+
+def compare_logits(
+    model: PreTrainedModel, saved: PreTrainedModel, batch: dict[str, torch.Tensor], folder: Path
+) -> None:
+    """Raise a RuntimeError if the model in memory and the one saved in `folder` differ by more than rounding.
+
+    Args:
+        model: In memory.
+        saved: Reloaded from `folder`.
+        batch: What both read.
+        folder: For the message.
+    """
     was_training = model.training
     with torch.no_grad():
         logits = [m.eval()(**batch).logits for m in (model, saved.to(model.device))]
     model.train(was_training)
     difference = (logits[0] - logits[1]).abs().max().item()
     if not difference < 1e-3:
-        raise RuntimeError(f"{output_dir}: the saved model's logits differ from the trained one's by {difference}")
+        raise RuntimeError(f"{folder}: the saved model's logits differ from the trained one's by {difference}")
     logger.info(
-        "reloaded %s: its logits are those of the model in memory (largest difference %.1g)", output_dir, difference
+        "reloaded %s: its logits are those of the model in memory (largest difference %.1g)", folder, difference
     )
