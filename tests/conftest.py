@@ -215,3 +215,25 @@ def run_mlm(pretrain_mlm, checkpoint, corpus, tmp_path):
         return pretrain_mlm.main([*argv, *flags])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def pretrain_rtd():
+    """The recipe as a module."""
+    return load_recipe("pretrain_rtd")
+
+
+@pytest.fixture
+def run_rtd(pretrain_rtd, checkpoints, corpus, tmp_path):
+    """Run pretrain_rtd in process on the tiny ELECTRA and the tiny corpus; flags given later win."""
+
+    def run(*flags, output_dir=tmp_path / "rtd", data=True, **options):
+        argv = ["--model_name_or_path", checkpoints["electra"], "--output_dir", str(output_dir)]
+        argv += ["--learning_rate", "5e-3", "--per_device_train_batch_size", "8", "--max_length", "32"]
+        argv += ["--bf16", "false", "--use_cpu", "true", "--disable_tqdm", "true", "--generator_size", "0.5"]
+        if data:
+            argv += [token for split, path in corpus.items() for token in (f"--{split}_file", path)]
+        argv += [token for name, value in options.items() for token in (f"--{name}", str(value))]
+        return pretrain_rtd.main([*argv, *flags])
+
+    return run
