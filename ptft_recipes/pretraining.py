@@ -75,6 +75,38 @@ class BlockTrainer(RecipeTrainer):
         return int(lengths[self._get_train_sampler().sampler.chosen()].sum())
 
 
+class TwoLossTrainer(BlockTrainer):
+    """BlockTrainer whose loss is a sum of two, each a mean over its own items.
+
+    `compute_loss_func` gets both numbers of items of the whole optimizer step; the metrics hold the exact `loss`.
+    """
+
+    def __init__(self, *args, **kwargs):  # noqa: D107
+        super().__init__(*args, **kwargs)
+        self.label_names = ["labels"]  # Trainer looks for them in `forward`, which need not take them
+
+    def count_items(self, batch) -> torch.Tensor:
+        """Return the items of each loss in a batch, `[2]`."""
+        raise NotImplementedError
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        items = torch.stack([self.count_items(batch) for batch in batch_samples]).sum(0).to(device)
+        return self.accelerator.reduce(items) if self.args.average_tokens_across_devices else items
+
+    def run_model(self, model, inputs):
+        """Return the outputs that `compute_loss_func` takes, and the labels, which do not reach the model."""
+        labels = inputs.pop("labels")
+        return model(**inputs), labels
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Compute the loss of a step, or outside training that of the batch."""
+        outputs, labels = self.run_model(model, inputs)
+        loss = self.compute_loss_func(outputs, labels, num_items_in_batch if model.training else None)
+        if model.training and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # DistributedDataParallel takes the mean
+        return (loss, outputs) if return_outputs else loss
+
+
 class MaskedLMTrainer(BlockTrainer):
     """BlockTrainer that computes the vocabulary head at masked positions only.
 
@@ -189,7 +221,8 @@ def check_saved_model(trainer: RecipeTrainer, rows: int = 4) -> None:
         saved = kind.from_pretrained(output_dir, dtype=model.dtype)
     examples = trainer.eval_dataset.select(range(min(rows, len(trainer.eval_dataset))))
     batch = trainer._prepare_inputs(trainer.data_collator([examples[i] for i in range(len(examples))]))
-    compare_logits(model, saved, {name: value for name, value in batch.items() if name != "labels"}, output_dir)
+    batch = {name: value for name, value in batch.items() if not name.endswith("labels")}
+    compare_logits(model, saved, batch, output_dir)
 
 
 def compare_logits(
@@ -205,9 +238,9 @@ def compare_logits(
     """
     was_training = model.training
     with torch.no_grad():
-        logits = [m.eval()(**batch).logits for m in (model, saved.to(model.device))]
+        ours, theirs = (m.eval()(**batch).to_tuple() for m in (model, saved.to(model.device)))
     model.train(was_training)
-    difference = (logits[0] - logits[1]).abs().max().item()
+    difference = torch.stack([(a - b).abs().max() for a, b in zip(ours, theirs, strict=True)]).max().item()
     if not difference < 1e-3:
         raise RuntimeError(f"{folder}: the saved model's logits differ from the trained one's by {difference}")
     logger.info(

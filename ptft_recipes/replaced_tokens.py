@@ -15,7 +15,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from ptft_recipes.collators import HELD_OUT_SEED, MaskingCollator
 from ptft_recipes.electra import GENERATOR, ReplacedTokenOutput
 from ptft_recipes.perplexity import masked_lm_metrics, masked_lm_statistics
-from ptft_recipes.pretraining import BlockTrainer, compare_logits
+from ptft_recipes.pretraining import TwoLossTrainer, compare_logits
 
 STATISTICS = ("loss", "tokens", "right", "detection_loss", "detection_tokens", "detection_right",
               "replaced", "called_replaced", "replaced_found")  # fmt: skip
@@ -135,13 +135,13 @@ def detection_metrics(
     }
 
 
-class ReplacedTokenTrainer(BlockTrainer):
-    """BlockTrainer of a `GeneratorAndDiscriminator`; `compute_loss_func` gets the numbers of items of both losses.
+class ReplacedTokenTrainer(TwoLossTrainer):
+    """TwoLossTrainer of a `GeneratorAndDiscriminator`; `compute_loss_func` gets the numbers of items of both losses.
 
     Args:
-        args: As for BlockTrainer.
+        args: As for TwoLossTrainer.
         detection_weight: As for `replaced_token_loss`.
-        kwargs: As for BlockTrainer.
+        kwargs: As for TwoLossTrainer.
     """
 
     statistics = STATISTICS
@@ -154,21 +154,10 @@ class ReplacedTokenTrainer(BlockTrainer):
             preprocess_logits_for_metrics=detection_statistics,
             **kwargs,
         )
-        self.label_names = ["labels"]  # Trainer looks for them in `forward`, which does not take them
 
-    def _get_num_items_in_batch(self, batch_samples, device):
-        counts = [torch.stack([(batch["labels"] != -100).sum(), batch["scored"].sum()]) for batch in batch_samples]
-        items = torch.stack(counts).sum(0).to(device)
-        return self.accelerator.reduce(items) if self.args.average_tokens_across_devices else items
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Compute the loss; outside training that of the batch, while `detection_metrics` has the exact one."""
-        if model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        loss = self.compute_loss_func(outputs, labels)
-        return (loss, outputs) if return_outputs else loss
+    def count_items(self, batch) -> torch.Tensor:
+        """Return the hidden tokens and the scored tokens of a batch, `[2]`."""
+        return torch.stack([(batch["labels"] != -100).sum(), batch["scored"].sum()])
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)

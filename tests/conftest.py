@@ -237,3 +237,25 @@ def run_rtd(pretrain_rtd, checkpoints, corpus, tmp_path):
         return pretrain_rtd.main([*argv, *flags])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def pretrain_sentences():
+    """The recipe as a module."""
+    return load_recipe("pretrain_sentences")
+
+
+@pytest.fixture
+def run_sentences(pretrain_sentences, checkpoint, corpus, tmp_path):
+    """Run pretrain_sentences in process on the tiny model and the tiny corpus; flags given later win."""
+
+    def run(*flags, output_dir=tmp_path / "sentences", data=True, **options):
+        argv = ["--model_name_or_path", checkpoint, "--output_dir", str(output_dir), "--learning_rate", "3e-3"]
+        argv += ["--per_device_train_batch_size", "8", "--max_length", "32", "--bf16", "false", "--use_cpu", "true"]
+        argv += ["--disable_tqdm", "true"]
+        if data:
+            argv += [token for split, path in corpus.items() for token in (f"--{split}_file", path)]
+        argv += [token for name, value in options.items() for token in (f"--{name}", str(value))]
+        return pretrain_sentences.main([*argv, *flags])
+
+    return run

@@ -110,13 +110,13 @@ def test_two_processes_train_as_one_does(run_rtd, tmp_path, checkpoints, tokeniz
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0  # it draws differently in each process
     AutoModelForPreTraining.from_pretrained(checkpoints["electra"], config=config).save_pretrained(tmp_path / "plain")
     tokenizer.save_pretrained(tmp_path / "plain")
-    one = run_rtd("--streaming", model_name_or_path=tmp_path / "plain", max_steps=6)
+    one = run_rtd(model_name_or_path=tmp_path / "plain", max_steps=6)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
     command += [str(ROOT / "accelerate_configs" / "multi_cpu.yaml"), "--main_process_port", "0"]
     command += [str(ROOT / "recipes" / "pretrain_rtd.py"), "--model_name_or_path", str(tmp_path / "plain")]
     command += ["--output_dir", str(tmp_path / "two"), "--max_length", "32", "--per_device_train_batch_size", "4"]
     command += ["--learning_rate", "5e-3", "--bf16", "false", "--max_steps", "6", "--generator_size", "0.5"]
-    command += ["--streaming", *[token for split, path in corpus.items() for token in (f"--{split}_file", path)]]
+    command += [token for split, path in corpus.items() for token in (f"--{split}_file", path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     two = json.loads((tmp_path / "two" / "results.json").read_text())
