@@ -25,13 +25,8 @@ from ptft_recipes.evaluation import score_held_out_text
 from ptft_recipes.hub import publish
 from ptft_recipes.modeling import ModelArguments, load_model, load_tokenizer
 from ptft_recipes.pretraining import check_saved_model
-from ptft_recipes.sentence_pairs import (
-    SentencePairCollator,
-    SentencePairTrainer,
-    finish_held_out,
-    sentence_objective,
-    split_into_pairs,
-)
+from ptft_recipes.sentence_pairs import SentencePairCollator, finish_held_out, split_into_pairs
+from ptft_recipes.sentence_prediction import SentencePairTrainer, sentence_objective
 from ptft_recipes.training import start_run
 
 # What differs from the defaults of transformers; --help shows all of it.

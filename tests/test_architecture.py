@@ -49,9 +49,8 @@ EDGES = {
     "replaced_tokens": {"collators", "electra", "perplexity", "pretraining"},
     "reporting": set(),
     "sampling": {"acceleration"},
-    "sentence_pairs": {
-        "blocks", "collators", "errors", "objectives", "perplexity", "pretraining", "sparse_head",
-    },
+    "sentence_pairs": {"blocks", "collators", "errors"},
+    "sentence_prediction": {"errors", "objectives", "perplexity", "pretraining", "sparse_head"},
     "significance": set(),
     "sparse_head": set(),
     "tokenization": {"errors"},

@@ -14,13 +14,8 @@ from transformers import AutoConfig, AutoModelForPreTraining, TrainingArguments
 
 from ptft_recipes.blocks import NO_WORD
 from ptft_recipes.errors import InputError
-from ptft_recipes.sentence_pairs import (
-    SentencePairCollator,
-    SentencePairTrainer,
-    finish_held_out,
-    sentence_objective,
-    split_into_pairs,
-)
+from ptft_recipes.sentence_pairs import SentencePairCollator, finish_held_out, split_into_pairs
+from ptft_recipes.sentence_prediction import SentencePairTrainer, sentence_objective
 
 LENGTH = 24
 
