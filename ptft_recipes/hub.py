@@ -22,6 +22,8 @@ ALLOWED = (
     "config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja",
     "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+    "generator/model.safetensors", "generator/config.json", "generator/tokenizer.json",
+    "generator/tokenizer_config.json",
 )  # fmt: skip
 
 
@@ -29,7 +31,11 @@ ALLOWED = (
 USAGE = {
     "text-classification": ("AutoModelForSequenceClassification", "classify", '"Some text."'),
     "fill-mask": ("AutoModelForMaskedLM", "fill", 'f"Some {fill.tokenizer.mask_token}."'),
+    "feature-extraction": ("AutoModel", "encode", '"Some text.", return_tensors=True'),
 }
+
+
+PRETRAINING_TASKS = ("fill-mask", "feature-extraction")
 
 
 def publish(trainer, results: dict[str, Any], task: str) -> None:
@@ -141,7 +147,7 @@ def _could_be_hub_id(name: str) -> bool:
 
 
 def _summary(run: dict[str, Any], base_model: str, task: str) -> str:
-    start = "pre-training continued from" if task == "fill-mask" else "fine-tuned from"
+    start = "pre-training continued from" if task in PRETRAINING_TASKS else "fine-tuned from"
     if run["config"].get("from_scratch"):
         start = "trained from new weights in the architecture of"
     if merged := [name for name in run.get("merged", {}) if name != "mean"]:

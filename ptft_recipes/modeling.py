@@ -34,6 +34,7 @@ class ModelArguments:
     load_in_4bit: bool = field(default=False, metadata={"help": "quantise the frozen body to 4 bits, NF4 (QLoRA)"})
 
     def __post_init__(self):  # noqa: D105
+        self.from_scratch |= self.model_name_or_path in demo.UNTRAINED
         if self.load_in_4bit and self.load_in_8bit:
             raise InputError("--load_in_4bit and --load_in_8bit: give one of them")
         if self.from_scratch and (self.load_in_4bit or self.load_in_8bit):

@@ -16,7 +16,7 @@ from ptft_recipes.corpora import StreamedRows
 from ptft_recipes.embeddings import restore_output_bias
 from ptft_recipes.errors import InputError
 from ptft_recipes.modeling import ModelArguments, from_pretrained
-from ptft_recipes.perplexity import masked_lm_metrics, masked_lm_statistics
+from ptft_recipes.perplexity import STATISTICS, masked_lm_metrics, masked_lm_statistics
 from ptft_recipes.sampling import DrawnRows, DrawSampler, MixingSampler
 from ptft_recipes.sparse_head import model_body, only_at
 from ptft_recipes.training import RecipeTrainer
@@ -25,12 +25,10 @@ from ptft_recipes.tuning import PLAIN_METHODS, TuningArguments, apply_tuning
 logger = logging.getLogger(__name__)
 
 
-class MaskedLMTrainer(RecipeTrainer):
-    """RecipeTrainer that computes the vocabulary head at masked positions only, and tells the collator the epoch.
+class BlockTrainer(RecipeTrainer):
+    """RecipeTrainer over blocks of text, which tells the collator the epoch.
 
-    - Logits are `[masked tokens of the batch, vocabulary]`; `predict` returns `masked_lm_statistics` per row,
-      and `evaluate` scores by `masked_lm_metrics`.
-    - Rows are drawn as `sampling.Draw`, so that masks depend on seed, epoch and row alone.
+    Rows are drawn as `sampling.Draw`, so that what the collator does to one depends on seed, epoch and row alone.
 
     Args:
         args: As for RecipeTrainer; the training rows as `training_rows` returned them.
@@ -41,11 +39,12 @@ class MaskedLMTrainer(RecipeTrainer):
         InputError: Labels are to be smoothed.
     """
 
+    statistics: Sequence[str] = ()  # names of the columns that `predict` returns
+
     def __init__(self, *args, shares: Sequence[float] = (), **kwargs):  # noqa: D107
-        scoring = {"preprocess_logits_for_metrics": masked_lm_statistics, "compute_metrics": masked_lm_metrics}
-        super().__init__(*args, **scoring, **kwargs)
+        super().__init__(*args, **kwargs)
         if self.args.label_smoothing_factor:
-            raise InputError("--label_smoothing_factor: not for masked language modelling, whose loss is a perplexity")
+            raise InputError("--label_smoothing_factor: not for pre-training, whose loss is a perplexity")
         self.shares = [share for share in shares if share]
         self.args.remove_unused_columns = False  # else `word_ids` would not reach the collator
         if isinstance(self.train_dataset, StreamedRows):
@@ -88,6 +87,52 @@ class MaskedLMTrainer(RecipeTrainer):
             return super().predict(*args, **kwargs)
         finally:
             self.is_in_train = False
+
+
+class TwoLossTrainer(BlockTrainer):
+    """BlockTrainer whose loss is a sum of two, each a mean over its own items.
+
+    `compute_loss_func` gets both numbers of items of the whole optimizer step; the metrics hold the exact `loss`.
+    """
+
+    def __init__(self, *args, **kwargs):  # noqa: D107
+        super().__init__(*args, **kwargs)
+        self.label_names = ["labels"]  # Trainer looks for them in `forward`, which need not take them
+
+    def count_items(self, batch) -> torch.Tensor:
+        """Return the items of each loss in a batch, `[2]`."""
+        raise NotImplementedError
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        items = torch.stack([self.count_items(batch) for batch in batch_samples]).sum(0).to(device)
+        return self.accelerator.reduce(items) if self.args.average_tokens_across_devices else items
+
+    def run_model(self, model, inputs):
+        """Return the outputs that `compute_loss_func` takes, and the labels, which do not reach the model."""
+        labels = inputs.pop("labels")
+        return model(**inputs), labels
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Compute the loss of a step, or outside training that of the batch."""
+        outputs, labels = self.run_model(model, inputs)
+        loss = self.compute_loss_func(outputs, labels, num_items_in_batch if model.training else None)
+        if model.training and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # DistributedDataParallel takes the mean
+        return (loss, outputs) if return_outputs else loss
+
+
+class MaskedLMTrainer(BlockTrainer):
+    """BlockTrainer that computes the vocabulary head at masked positions only.
+
+    Logits are `[masked tokens of the batch, vocabulary]`; `predict` returns `masked_lm_statistics` per row, and
+    `evaluate` scores by `masked_lm_metrics`.
+    """
+
+    statistics = STATISTICS
+
+    def __init__(self, *args, **kwargs):  # noqa: D107
+        scoring = {"preprocess_logits_for_metrics": masked_lm_statistics, "compute_metrics": masked_lm_metrics}
+        super().__init__(*args, **scoring, **kwargs)
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         """Compute the loss as RecipeTrainer does, with the head at masked positions only."""
@@ -189,14 +234,28 @@ def check_saved_model(trainer: RecipeTrainer, rows: int = 4) -> None:
         saved = kind.from_pretrained(output_dir, dtype=model.dtype)
     examples = trainer.eval_dataset.select(range(min(rows, len(trainer.eval_dataset))))
     batch = trainer._prepare_inputs(trainer.data_collator([examples[i] for i in range(len(examples))]))
-    batch = {name: value for name, value in batch.items() if name != "labels"}
+    batch = {name: value for name, value in batch.items() if not name.endswith("labels")}
+    compare_logits(model, saved, batch, output_dir)
+
+
+def compare_logits(
+    model: PreTrainedModel, saved: PreTrainedModel, batch: dict[str, torch.Tensor], folder: Path
+) -> None:
+    """Raise a RuntimeError if the model in memory and the one saved in `folder` differ by more than rounding.
+
+    Args:
+        model: In memory.
+        saved: Reloaded from `folder`.
+        batch: What both read.
+        folder: For the message.
+    """
     was_training = model.training
     with torch.no_grad():
-        logits = [m.eval()(**batch).logits for m in (model, saved.to(model.device))]
+        ours, theirs = (m.eval()(**batch).to_tuple() for m in (model, saved.to(model.device)))
     model.train(was_training)
-    difference = (logits[0] - logits[1]).abs().max().item()
+    difference = torch.stack([(a - b).abs().max() for a, b in zip(ours, theirs, strict=True)]).max().item()
     if not difference < 1e-3:
-        raise RuntimeError(f"{output_dir}: the saved model's logits differ from the trained one's by {difference}")
+        raise RuntimeError(f"{folder}: the saved model's logits differ from the trained one's by {difference}")
     logger.info(
-        "reloaded %s: its logits are those of the model in memory (largest difference %.1g)", output_dir, difference
+        "reloaded %s: its logits are those of the model in memory (largest difference %.1g)", folder, difference
     )

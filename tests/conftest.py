@@ -166,10 +166,11 @@ def load_recipe(name: str, folder: Path = ROOT / "recipes"):
 
 
 def argument_types(recipe) -> tuple[type, ...]:
-    """Return the dataclasses that a recipe fills from its command line; one without tuning does not train a model."""
-    if hasattr(recipe, "TuningArguments"):
-        return recipe.ModelArguments, recipe.DataArguments, recipe.TuningArguments, recipe.TrainingArguments
-    return recipe.ModelArguments, recipe.DataArguments
+    """Return the dataclasses that a recipe fills from its command line; one has no `TrainingArguments` among them."""
+    names = ["ModelArguments", "DataArguments", "TuningArguments"]
+    if "output_dir" not in recipe.DataArguments.__annotations__:
+        names.append("TrainingArguments")
+    return tuple(getattr(recipe, name) for name in names if hasattr(recipe, name))
 
 
 @pytest.fixture(scope="session")
@@ -220,5 +221,49 @@ def run_mlm(pretrain_mlm, checkpoint, corpus, tmp_path):
             argv += [token for split, path in corpus.items() for token in (f"--{split}_file", path)]
         argv += [token for name, value in options.items() for token in (f"--{name}", str(value))]
         return pretrain_mlm.main([*argv, *flags])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def pretrain_rtd():
+    """The recipe as a module."""
+    return load_recipe("pretrain_rtd")
+
+
+@pytest.fixture
+def run_rtd(pretrain_rtd, checkpoints, corpus, tmp_path):
+    """Run pretrain_rtd in process on the tiny ELECTRA and the tiny corpus; flags given later win."""
+
+    def run(*flags, output_dir=tmp_path / "rtd", data=True, **options):
+        argv = ["--model_name_or_path", checkpoints["electra"], "--output_dir", str(output_dir)]
+        argv += ["--learning_rate", "5e-3", "--per_device_train_batch_size", "8", "--max_length", "32"]
+        argv += ["--bf16", "false", "--use_cpu", "true", "--disable_tqdm", "true", "--generator_size", "0.5"]
+        if data:
+            argv += [token for split, path in corpus.items() for token in (f"--{split}_file", path)]
+        argv += [token for name, value in options.items() for token in (f"--{name}", str(value))]
+        return pretrain_rtd.main([*argv, *flags])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def pretrain_sentences():
+    """The recipe as a module."""
+    return load_recipe("pretrain_sentences")
+
+
+@pytest.fixture
+def run_sentences(pretrain_sentences, checkpoint, corpus, tmp_path):
+    """Run pretrain_sentences in process on the tiny model and the tiny corpus; flags given later win."""
+
+    def run(*flags, output_dir=tmp_path / "sentences", data=True, **options):
+        argv = ["--model_name_or_path", checkpoint, "--output_dir", str(output_dir), "--learning_rate", "3e-3"]
+        argv += ["--per_device_train_batch_size", "8", "--max_length", "32", "--bf16", "false", "--use_cpu", "true"]
+        argv += ["--disable_tqdm", "true"]
+        if data:
+            argv += [token for split, path in corpus.items() for token in (f"--{split}_file", path)]
+        argv += [token for name, value in options.items() for token in (f"--{name}", str(value))]
+        return pretrain_sentences.main([*argv, *flags])
 
     return run

@@ -166,7 +166,7 @@ def test_the_share_moves_linearly_over_training(pieces, blocks, progress, rate):
 def test_held_out_rows_are_hidden_once_and_for_all_runs(pieces, blocks):
     dataset = Dataset.from_dict(blocks)
     once = mask_held_out(dataset, pieces)
-    assert once.column_names == ["input_ids", "length", "document", "labels"]
+    assert once.column_names == ["input_ids", "length", "document", "labels", "row"]
     assert once["labels"][:] == mask_held_out(dataset, pieces)["labels"][:]
     batches = [MaskingCollator(pieces, unit, 0.5, seed=3)([once[i] for i in range(5)]) for unit in ("token", "span")]
     assert torch.equal(batches[0]["labels"], torch.tensor(once["labels"][:5]))

@@ -32,7 +32,7 @@ def test_statistics_sum_up_each_row_and_metrics_weigh_each_token():
 
 def test_before_and_after_are_scored_side_by_side():
     rows = np.array([[math.log(8) * 3, 3, 1, math.log(2) * 3, 3, 3]])
-    scores = before_and_after(SimpleNamespace(predictions=rows, label_ids=None))
+    scores = before_and_after(masked_lm_metrics, SimpleNamespace(predictions=rows, label_ids=None))
     assert scores["perplexity_before"] == pytest.approx(8)
     assert scores["perplexity"] == pytest.approx(2)
     assert scores["perplexity_ratio"] == pytest.approx(0.25)

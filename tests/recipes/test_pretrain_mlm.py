@@ -250,7 +250,7 @@ class TestHandOver:
         (["--max_length", "65"], "this model reads at most 64 tokens"),
         (["--masking_unit", "sentence"], "choose one of token, word, span"),
         (["--packing", "--attn_implementation", "eager"], "needs --attn_implementation sdpa"),
-        (["--label_smoothing_factor", "0.1"], "not for masked language modelling"),
+        (["--label_smoothing_factor", "0.1"], "not for pre-training"),
         (["--mlm_probability", "0"], "must be between 0 and 1"),
     ],
 )
