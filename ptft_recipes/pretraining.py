@@ -195,6 +195,8 @@ def prepare_masked_lm(
     if new_modules and base.config.tie_word_embeddings and not isinstance(decoder, TrainableTokensWrapper):
         # PEFT's copy of a new head copies the vocabulary matrix too, which would be trained apart from the embeddings.
         decoder.weight = base.get_input_embeddings().weight
+    if tuning_args.merge_adapter:  # then what is saved is a plain checkpoint, which the next stage starts from
+        _keep_pooler(base, model_args)
     return model
 
 

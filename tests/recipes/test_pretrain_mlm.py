@@ -230,6 +230,26 @@ class TestHandOver:
             model(**tokenizer("the [MASK]", return_tensors="pt", return_token_type_ids=False)).logits
         ).all()
 
+    def test_a_merged_adapter_is_handed_over_with_its_pooler(self, run_mlm, run_cls, tmp_path, checkpoint):
+        results = run_mlm("--merge_adapter", tuning="lora", num_train_epochs=4)
+        assert results["metrics"]["perplexity_ratio"]["value"] < 1
+        assert not (tmp_path / "mlm" / "adapter_config.json").exists()
+        body, info = AutoModel.from_pretrained(tmp_path / "mlm", output_loading_info=True)
+        assert not info["missing_keys"]
+        before = AutoModel.from_pretrained(checkpoint)
+        assert torch.equal(body.pooler.dense.weight, before.pooler.dense.weight)
+        queries = [model.encoder.layer[1].attention.self.query.weight for model in (body, before)]
+        assert not torch.equal(*queries), "the adapter is in the weights"
+        assert run_cls(model_name_or_path=tmp_path / "mlm", max_steps=1)["run"]["steps"] == 1
+
+    def test_a_bottleneck_adapter_learns_and_loads_with_its_new_head(self, run_mlm, tmp_path, checkpoint, tokenizer):
+        kwargs = ["--tuning", "bottleneck", "--tuning_kwargs", "reduction_factor=4", "placement=pfeiffer"]
+        results = run_mlm(*kwargs, num_train_epochs=4)
+        assert results["metrics"]["perplexity_ratio"]["value"] < 1
+        saved = load_file(tmp_path / "mlm" / "adapter_model.safetensors")
+        assert sum("bottleneck_" in name for name in saved) == 2 * 4, "two layers, down and up, weight and bias"
+        assert any(name.endswith("cls.predictions.bias") for name in saved)
+
     def test_a_model_that_was_not_saved_as_it_is_does_not_pass(self, run_mlm, tmp_path, monkeypatch):
         save = pretraining.MaskedLMTrainer.save_model
 
