@@ -87,7 +87,7 @@ def check_adapters(folders: Sequence[str], base_model: str, label_names: Sequenc
 
 
 def average_weights(models: Iterable[torch.nn.Module]) -> torch.nn.Module:
-    """Set the first model's weights to the mean of all, computed in float64, and return it.
+    """Set the first model's weights to the mean of all, computed in float64, and return it, frozen.
 
     Args:
         models: Of one architecture, taken one at a time.
@@ -111,7 +111,7 @@ def average_weights(models: Iterable[torch.nn.Module]) -> torch.nn.Module:
     with torch.no_grad():
         for name, parameter in average.named_parameters():
             parameter.copy_(totals[name] / count)
-    return average
+    return average.requires_grad_(False)
 
 
 def _alike(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
