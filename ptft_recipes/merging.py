@@ -57,11 +57,11 @@ def fold_if_mergeable(model: PeftModel, alone: bool) -> PreTrainedModel | PeftMo
     Raises:
         InputError: It must fold and cannot.
     """
-    if alone:
-        return fold_adapter(model)
     try:
         return fold_adapter(model)
     except InputError:
+        if alone:
+            raise
         return model
 
 

@@ -92,16 +92,13 @@ class BlockTrainer(RecipeTrainer):
 class TwoLossTrainer(BlockTrainer):
     """BlockTrainer whose loss is a sum of two, each a mean over its own items.
 
-    `compute_loss_func` gets both numbers of items of the whole optimizer step; the metrics hold the exact `loss`.
+    A subclass counts the items of both in a batch, `count_items(batch) -> [2]`; `compute_loss_func` gets the numbers
+    of the whole optimizer step. The metrics hold the exact `loss`.
     """
 
     def __init__(self, *args, **kwargs):  # noqa: D107
         super().__init__(*args, **kwargs)
         self.label_names = ["labels"]  # Trainer looks for them in `forward`, which need not take them
-
-    def count_items(self, batch) -> torch.Tensor:
-        """Return the items of each loss in a batch, `[2]`."""
-        raise NotImplementedError
 
     def _get_num_items_in_batch(self, batch_samples, device):
         items = torch.stack([self.count_items(batch) for batch in batch_samples]).sum(0).to(device)
@@ -234,10 +231,14 @@ def check_saved_model(trainer: RecipeTrainer, rows: int = 4) -> None:
         restore_output_bias(saved)
     else:
         saved = kind.from_pretrained(output_dir, dtype=model.dtype)
-    examples = trainer.eval_dataset.select(range(min(rows, len(trainer.eval_dataset))))
-    batch = trainer._prepare_inputs(trainer.data_collator([examples[i] for i in range(len(examples))]))
-    batch = {name: value for name, value in batch.items() if not name.endswith("labels")}
+    batch = {name: value for name, value in validation_batch(trainer, rows).items() if not name.endswith("labels")}
     compare_logits(model, saved, batch, output_dir)
+
+
+def validation_batch(trainer: RecipeTrainer, rows: int) -> dict[str, torch.Tensor]:
+    """Return the first rows of the validation split as the batch that the trainer makes of them."""
+    examples = trainer.eval_dataset.select(range(min(rows, len(trainer.eval_dataset))))
+    return trainer._prepare_inputs(trainer.data_collator([examples[i] for i in range(len(examples))]))
 
 
 def compare_logits(

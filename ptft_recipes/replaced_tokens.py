@@ -15,7 +15,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from ptft_recipes.collators import HELD_OUT_SEED, MaskingCollator
 from ptft_recipes.electra import GENERATOR, ReplacedTokenOutput
 from ptft_recipes.perplexity import masked_lm_metrics, masked_lm_statistics
-from ptft_recipes.pretraining import TwoLossTrainer, compare_logits
+from ptft_recipes.pretraining import TwoLossTrainer, compare_logits, validation_batch
 
 STATISTICS = ("loss", "tokens", "right", "detection_loss", "detection_tokens", "detection_right",
               "replaced", "called_replaced", "replaced_found")  # fmt: skip
@@ -184,8 +184,7 @@ def check_saved_models(trainer: ReplacedTokenTrainer, rows: int = 4) -> None:
     if not trainer.is_world_process_zero():
         return
     pair = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    examples = trainer.eval_dataset.select(range(min(rows, len(trainer.eval_dataset))))
-    batch = trainer._prepare_inputs(trainer.data_collator([examples[i] for i in range(len(examples))]))
+    batch = validation_batch(trainer, rows)
     batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
     for model, auto_class, folder in pair.saved_in(trainer.args.output_dir):
         compare_logits(model, auto_class.from_pretrained(folder, dtype=model.dtype), batch, folder)

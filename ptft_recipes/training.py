@@ -126,6 +126,8 @@ class RecipeTrainer(Trainer):
         self._apply_training_options(new_modules)
         if features.COLUMN in (getattr(self.train_dataset, "column_names", None) or ()):
             self.data_collator = default_data_collator  # vectors need no padding
+            if self.tuning_args.fgm:
+                raise InputError("--fgm: no weight of the body moves, so no embeddings are read")
         self.args.logging_nan_inf_filter = False
         if (self.args.metric_for_best_model or "").removeprefix("eval_") in LOWER_IS_BETTER:
             self.args.greater_is_better = False  # TrainingArguments knows it of names that end in "loss" only

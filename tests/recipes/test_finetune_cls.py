@@ -269,6 +269,7 @@ def test_a_nan_stops_the_run_with_its_step_and_leaves_no_result(run_cls, tmp_pat
         (["--label_column", "topic"], "no column 'topic'; its columns are 'text', 'label'"),
         (["--max_length", "100"], "this model reads at most 64 tokens"),
         (["--tuning", "loro"], "did you mean 'lora'"),
+        (["--tuning", "linear_probe", "--fgm", "1"], "--fgm: no weight of the body moves"),
         (["--tuning", "lora", "--from_scratch"], "only --tuning full can train them"),
         (["--model_name_or_path", "no/such-model"], "cannot load AutoTokenizer from no/such-model"),
         (["--class_weights", "1", "--problem_type", "regression"], "is no finite number"),
