@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import HfArgumentParser
 
 from ptft_recipes.acceleration import check_processes, has_native_bf16
-from ptft_recipes.errors import InputError, nearest
+from ptft_recipes.errors import InputError, PushError, ResourceError, StoppedBySignal, nearest
 
 # Fields of TrainingArguments that --help shows besides the ones that the recipe sets; --help_all shows every field.
 COMMON_TRAINING_ARGUMENTS = [
@@ -43,7 +44,15 @@ OWN_HELP = {
     "resume_from_checkpoint": "`last` for the newest complete checkpoint in output_dir, or a path",
     "seed": "of new weights, data order and dropout",
 }
-EXIT_INPUT, EXIT_DIVERGED = 2, 3
+# Of what ends in one line that begins with the word. 0 is a finished run, 1 anything else, with its traceback.
+EXIT_CODES = {
+    InputError: (2, "error"),
+    FloatingPointError: (3, "diverged"),
+    ResourceError: (4, "error"),
+    PushError: (5, "error"),
+    StoppedBySignal: (75, "stopped"),  # EX_TEMPFAIL of sysexits.h: try again
+    KeyboardInterrupt: (130, "interrupted"),  # as a shell has it: 128 + SIGINT
+}
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -68,7 +77,7 @@ class _RecipeParser(HfArgumentParser):
     where = ""
 
     def error(self, message: str):
-        self.exit(EXIT_INPUT, f"{self.prog}: error: {self.where}{' '.join(message.split())}\n")
+        self.exit(EXIT_CODES[InputError][0], f"{self.prog}: error: {self.where}{' '.join(message.split())}\n")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         namespace, unknown = self.parse_known_args(argv)
@@ -213,27 +222,26 @@ def parse_args(
 
 
 def _has_accelerator() -> bool:
-    import torch
-
     return torch.accelerator.is_available()
 
 
 def run_command(main: Callable[[], Any]) -> None:
     """Run a recipe's `main` as a command.
 
-    Exit codes: 0 finished; 1 an unexpected error, with its traceback; 2 a mistake in the input, told in one line;
-    3 training stopped at a loss or gradient that is not finite.
+    Exit codes: 0 finished; 1 an unexpected error, with its traceback; 2 a mistake in the input; 3 training stopped at
+    a loss, gradient or weight that is not finite; 4 memory or disk space ran out; 5 all is finished but the push; 75
+    stopped by SIGTERM or Ctrl-C after a checkpoint was saved; 130 left at once, by Ctrl-C.
     """
-    program = Path(sys.argv[0]).name
     try:
         main()
     except SystemExit as stop:  # --help or a wrong argument: nothing has started
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(stop.code or 0)  # without the second that Python takes to tear down what it imported
-    except InputError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        sys.exit(EXIT_INPUT)
-    except FloatingPointError as error:
-        print(f"{program}: diverged: {error}", file=sys.stderr)
-        sys.exit(EXIT_DIVERGED)
+    except tuple(EXIT_CODES) as error:
+        code, word = next(meaning for kind, meaning in EXIT_CODES.items() if isinstance(error, kind))
+        print(f"{Path(sys.argv[0]).name}: {word}: {error}".removesuffix(": "), file=sys.stderr)
+        sys.exit(code)
+    # A thread of gloo that is still there when Python tears itself down takes the whole process with it (SIGABRT).
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

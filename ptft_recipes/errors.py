@@ -1,4 +1,4 @@
-"""The one exception that means: what was given cannot be used."""
+"""The exceptions that end a run in one line instead of a traceback. Exit codes: `ptft_recipes.cli.EXIT_CODES`."""
 
 import difflib
 
@@ -9,6 +9,18 @@ class InputError(ValueError):
     The message says what was found, where (file and line, row or column), and what to do next. Recipes show it without
     a traceback; see `ptft_recipes.cli.run_command`.
     """
+
+
+class ResourceError(RuntimeError):
+    """Memory or disk space ran out; what is saved is intact, and the message says what helps."""
+
+
+class PushError(RuntimeError):
+    """The run is finished and saved, and its upload failed; the message has the command that tries again."""
+
+
+class StoppedBySignal(Exception):
+    """SIGTERM or Ctrl-C ended the training after a checkpoint was saved; the same command goes on."""
 
 
 def nearest(name: str, known) -> str:

@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 from ptft_recipes import cli
 from ptft_recipes.cli import parse_args, run_command
-from ptft_recipes.errors import InputError
+from ptft_recipes.errors import InputError, PushError, ResourceError, StoppedBySignal
 
 DEFAULTS = {"learning_rate": 1e-4, "color": "red"}
 
@@ -161,6 +161,10 @@ def test_help_all_shows_every_field(capsys):
     [
         (InputError("no column 'x'"), 2, "error: no column 'x'"),
         (FloatingPointError("loss nan at step 3"), 3, "diverged: loss nan at step 3"),
+        (ResourceError("disk full"), 4, "error: disk full"),
+        (PushError("no answer"), 5, "error: no answer"),
+        (StoppedBySignal("saved"), 75, "stopped: saved"),
+        (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
 def test_exit_codes(capsys, error, code, message):
