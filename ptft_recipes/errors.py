@@ -19,7 +19,7 @@ class PushError(RuntimeError):
     """The run is finished and saved, and its upload failed; the message has the command that tries again."""
 
 
-class StoppedBySignal(Exception):
+class StoppedBySignal(Exception):  # noqa: N818 - an order, not an error
     """SIGTERM or Ctrl-C ended the training after a checkpoint was saved; the same command goes on."""
 
 
