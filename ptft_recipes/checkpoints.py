@@ -1,66 +1,144 @@
-"""Which checkpoint a run goes on from, and whether its output folder is free."""
+"""Sealed checkpoints: a manifest, written last, proves that every file of a checkpoint is there and whole."""
 
+import contextlib
+import hashlib
+import json
 import os
 import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from transformers import TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
-
-from ptft_recipes.errors import InputError
-
-# What a run writes; a folder that has one of these already is somebody's.
-OWN_FILES = ("README.md", "config.json", "config.yaml", "model.safetensors", "adapter_config.json", "tokenizer.json")
+MANIFEST = "manifest.json"
 
 
-def saved_checkpoints(output_dir: str | Path) -> list[Path]:
-    """Return the complete checkpoints of a run, oldest first.
-
-    Trainer writes `trainer_state.json` last: a folder without it was cut off in mid-save and does not count.
-    """
+def checkpoints_in(output_dir: str | Path) -> list[Path]:
+    """Return the folders `checkpoint-<step>` of a run, oldest step first, whole or not."""
     found = []
     for path in Path(output_dir).glob("checkpoint-*"):
         match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-        if match and (path / TRAINER_STATE_NAME).is_file():
+        if match and path.is_dir():
             found.append((int(match[1]), path))
     return [path for _, path in sorted(found)]
 
 
-def find_checkpoint(training_args: TrainingArguments) -> str | None:
-    """Return the checkpoint that `--resume_from_checkpoint` asks for: a path, or `last` for the newest complete one.
+def seal_checkpoint(folder: str | Path, run: dict[str, Any]) -> None:
+    """Write the manifest of a checkpoint: size and sha256 of every file, after each has reached the disk.
+
+    A process that is killed before the last line leaves a folder without a manifest, or an older one, which
+    `find_damage` reports.
+
+    Args:
+        folder: The checkpoint, to which nothing is written any more.
+        run: What identifies the run; see `ptft_recipes.resuming.identify`.
 
     Raises:
-        InputError: There is none.
+        OSError: A file cannot be read or synced.
     """
-    wanted = training_args.resume_from_checkpoint
-    if not wanted:
-        return None
-    if wanted == "last":
-        saved = saved_checkpoints(training_args.output_dir)
-        if not saved:
-            raise InputError(f"--resume_from_checkpoint last: {training_args.output_dir} has no complete checkpoint")
-        return str(saved[-1])
-    if not (Path(wanted) / TRAINER_STATE_NAME).is_file():
-        raise InputError(f"--resume_from_checkpoint {wanted}: no complete checkpoint (or `last` for the newest one)")
-    return wanted
+    folder = Path(folder)
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(MANIFEST)]
+    with ThreadPoolExecutor() as pool:  # hashing and syncing wait for memory and disk, not for Python
+        entries = list(pool.map(_measure_durably, paths))
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    sealed = {"files": dict(zip(names, entries, strict=True)), "run": run}
+    part = folder / f"{MANIFEST}.part"
+    with part.open("w", encoding="utf-8") as file:
+        json.dump({"sha256": _digest(sealed), "sealed": sealed}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, folder / MANIFEST)
+    for directory in {folder, folder.parent, *(path.parent for path in paths)}:
+        _sync(directory)
 
 
-def check_output_dir(training_args: TrainingArguments) -> None:
-    """Raise an InputError if the output folder holds a run that this one would overwrite."""
-    output_dir = Path(training_args.output_dir)
-    if (output_dir / "results.json").exists():
-        raise InputError(f"{output_dir} holds a finished run; choose another --output_dir, or delete it")
-    nearest_folder = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
-    if not nearest_folder.is_dir() or not os.access(nearest_folder, os.W_OK):
-        raise InputError(f"--output_dir {output_dir}: {nearest_folder} is no folder that can be written to")
-    if training_args.resume_from_checkpoint:
-        find_checkpoint(training_args)
-    elif saved_checkpoints(output_dir):
-        raise InputError(
-            f"{output_dir} holds checkpoints of an unfinished run; go on with --resume_from_checkpoint last, choose "
-            "another --output_dir, or delete it"
-        )
-    elif there := sorted(path.name for path in output_dir.glob("*") if path.name in OWN_FILES):
-        raise InputError(
-            f"{output_dir} has {', '.join(there)}, which the run would overwrite; choose another --output_dir"
-        )
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Return what was sealed, `{"files": {name: {"size", "sha256"}}, "run": ...}`.
+
+    Raises:
+        ValueError: There is no manifest, or it is damaged itself.
+    """
+    try:
+        manifest = json.loads((Path(folder) / MANIFEST).read_bytes())
+        sealed = manifest["sealed"]
+        if manifest["sha256"] != _digest(sealed):
+            raise ValueError(f"{MANIFEST} is damaged")
+    except FileNotFoundError:
+        raise ValueError(f"it has no {MANIFEST}: the save was cut off, or another program made it") from None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{MANIFEST} is damaged") from error
+    return sealed
+
+
+def find_damage(folder: str | Path) -> str:
+    """Compare a checkpoint with its manifest, and return what is wrong with it; an empty string when all is right."""
+    folder = Path(folder)
+    try:
+        files = read_manifest(folder)["files"]
+    except ValueError as error:
+        return str(error)
+    for name, entry in files.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            return f"{MANIFEST} names a file outside of it, {name}"
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if (size := (folder / name).stat().st_size) != entry["size"]:
+            return f"{name} has {size:,} bytes instead of {entry['size']:,}"
+    paths = [folder / name for name in files]
+    try:
+        with ThreadPoolExecutor() as pool:
+            digests = list(pool.map(_sha256, paths))
+    except OSError as error:
+        return f"it cannot be read: {error}"
+    changed = [name for name, digest in zip(files, digests, strict=True) if digest != files[name]["sha256"]]
+    return f"{changed[0]} has changed since it was saved (sha256)" if changed else ""
+
+
+def rotate_checkpoints(output_dir: str | Path, limit: int | None, best: str | None, run_id: str) -> None:
+    """Delete the oldest sealed checkpoints of a run, and never the newest or the best.
+
+    What is not sealed, or was sealed by another run, is not touched.
+
+    Args:
+        output_dir: Of the run.
+        limit: How many to keep, `save_total_limit`; all of them when None.
+        best: Folder name of the best one so far, if there is one.
+        run_id: `id` of what was sealed as `run`.
+    """
+    if not limit:
+        return
+    own = []
+    for path in checkpoints_in(output_dir):
+        with contextlib.suppress(ValueError):
+            if read_manifest(path)["run"]["id"] == run_id:
+                own.append(path)
+    kept = [path for path in own if path == own[-1] or path.name == best]
+    rest = [path for path in own[::-1] if path not in kept]
+    for path in rest[max(0, limit - len(kept)) :]:
+        (path / MANIFEST).unlink()  # first: what a kill leaves of the rest counts as cut off
+        shutil.rmtree(path)
+
+
+def _digest(sealed: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _measure_durably(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sync(directory: Path) -> None:
+    """Let the names in a folder reach the disk; systems that cannot open a folder do it on their own."""
+    with contextlib.suppress(PermissionError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 
 from ptft_recipes.acceleration import check_processes, has_native_bf16
 from ptft_recipes.errors import InputError, PushError, ResourceError, StoppedBySignal, nearest
+from ptft_recipes.interruption import follow_launcher
 
 # Fields of TrainingArguments that --help shows besides the ones that the recipe sets; --help_all shows every field.
 COMMON_TRAINING_ARGUMENTS = [
@@ -41,9 +42,11 @@ OWN_HELP = {
     "bf16": "bfloat16 autocast; on where the hardware computes in it natively, unless given",
     "push_to_hub": "upload model, tokenizer, card, results and plots at the end, to a private repository",
     "hub_model_id": "repository to push to; the name of output_dir when not given",
-    "resume_from_checkpoint": "`last` for the newest complete checkpoint in output_dir, or a path",
+    "resume_from_checkpoint": "a checkpoint; not needed where the same run was cut off in output_dir",
     "seed": "of new weights, data order and dropout",
 }
+# They say how a run goes on, not what it is; in a configuration they would keep it from being repeated.
+NOT_RECORDED = {"resume_from_checkpoint", "allow_changes"}
 # Of what ends in one line that begins with the word. 0 is a finished run, 1 anything else, with its traceback.
 EXIT_CODES = {
     InputError: (2, "error"),
@@ -197,7 +200,9 @@ def parse_args(
     config = {
         name: value
         for name, value in vars(namespace).items()
-        if name in names and value is not None and (name in defaults or value != parser.plain_defaults[name])
+        if name in names - NOT_RECORDED
+        and value is not None
+        and (name in defaults or value != parser.plain_defaults[name])
     }
     if "use_cpu" in names:
         # Without a GPU the CPU must be asked for by name: else TrainingArguments refuses bf16, and accelerate lets
@@ -232,6 +237,7 @@ def run_command(main: Callable[[], Any]) -> None:
     a loss, gradient or weight that is not finite; 4 memory or disk space ran out; 5 all is finished but the push; 75
     stopped by SIGTERM or Ctrl-C after a checkpoint was saved; 130 left at once, by Ctrl-C.
     """
+    follow_launcher()
     try:
         main()
     except SystemExit as stop:  # --help or a wrong argument: nothing has started

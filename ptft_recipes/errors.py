@@ -11,11 +11,11 @@ class InputError(ValueError):
     """
 
 
-class ResourceError(RuntimeError):
+class ResourceError(Exception):
     """Memory or disk space ran out; what is saved is intact, and the message says what helps."""
 
 
-class PushError(RuntimeError):
+class PushError(Exception):
     """The run is finished and saved, and its upload failed; the message has the command that tries again."""
 
 

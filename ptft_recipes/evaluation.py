@@ -14,7 +14,7 @@ from transformers import EvalPrediction
 from ptft_recipes.labels import MULTI, REGRESSION, SINGLE
 from ptft_recipes.metrics import confusion_matrix, probabilities
 from ptft_recipes.provenance import describe_stage, peak_memory, saved_mib, seconds_since_start
-from ptft_recipes.reporting import plot_confusion_matrix, plot_learning_curves, write_yaml
+from ptft_recipes.reporting import plot_confusion_matrix, plot_learning_curves
 from ptft_recipes.significance import bootstrap_intervals
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def score_test_split(
 ) -> dict[str, Any]:
     """Predict the test split once, score it with 95 % bootstrap intervals, and write what a reader needs.
 
-    Writes into `output_dir`: `results.json`, `predictions/test.jsonl`, `config.yaml`, and under `plots/` the learning
+    Writes into `output_dir`: `results.json`, `predictions/test.jsonl`, and under `plots/` the learning
     curves and, for a single label, the confusion matrix. A test split without `labels` is predicted and not scored.
 
     Args:
@@ -83,7 +83,7 @@ def score_held_out_text(
     The intervals are over documents, because the blocks of one document are not independent (of a single document
     they are over its blocks, and too narrow); before and after are
     resampled together, so that the interval of their ratio is a paired one. Writes into `output_dir`: `results.json`,
-    `predictions/test.jsonl` with the sums per block, `config.yaml` and the learning curves.
+    `predictions/test.jsonl` with the sums per block, and the learning curves.
 
     Args:
         trainer: A trained `BlockTrainer`, whose `predict` returns `statistics` per block and whose `compute_metrics`
@@ -148,7 +148,6 @@ def before_and_after(metrics: Metrics, prediction, weights: np.ndarray | None = 
 def _finish(trainer, results: dict[str, Any]) -> None:
     """Write what every run leaves behind, `results.json` last: a folder that has it is a finished run."""
     output_dir, run = Path(trainer.args.output_dir), results["run"]
-    write_yaml(output_dir / "config.yaml", run["config"])
     if trainer.state.log_history:
         plot_learning_curves(trainer.state.log_history, output_dir / "plots" / "learning_curves.png")
     # In the model's own config, which every copy of it keeps and the next stage reads.

@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 
 from ptft_recipes.evaluation import split_by_class
 from ptft_recipes.provenance import peak_memory, seconds_since_start
-from ptft_recipes.reporting import write_yaml
 from ptft_recipes.significance import bootstrap_intervals
 
 logger = logging.getLogger(__name__)
@@ -93,7 +92,7 @@ def _entry(value: float, interval: list[float | None], rows: int) -> dict[str, A
 
 
 def write_tokenizer_results(output_dir: str | Path, metrics: dict[str, dict], run: dict[str, Any]) -> dict[str, Any]:
-    """Write `results.json` and `config.yaml`, and log the comparison.
+    """Write `results.json`, and log the comparison.
 
     Args:
         output_dir: Of the run.
@@ -106,7 +105,6 @@ def write_tokenizer_results(output_dir: str | Path, metrics: dict[str, dict], ru
     output_dir = Path(output_dir)
     run = run | {"seconds": {"total": round(seconds_since_start(), 1)}, "peak_memory_gib": peak_memory("cpu")}
     results = {"split": "test", "metrics": metrics, "run": run}
-    write_yaml(output_dir / "config.yaml", run["config"])
     # Last: a folder with results.json is a finished run.
     (output_dir / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     logger.info("held-out text, with 95 % bootstrap intervals over its documents:")

@@ -30,6 +30,9 @@ class ModelArguments:
         default=None, metadata={"help": "eager, sdpa, flash_attention_2, ...; the model's own choice when not given"}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "run the Python code that the model brings"})
+    allow_changes: list[str] = field(
+        default_factory=list, metadata={"help": "arguments that may differ from the run that is resumed"}
+    )
     load_in_8bit: bool = field(default=False, metadata={"help": "quantise the frozen body to 8 bits (bitsandbytes)"})
     load_in_4bit: bool = field(default=False, metadata={"help": "quantise the frozen body to 4 bits, NF4 (QLoRA)"})
 
@@ -86,6 +89,12 @@ def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
         reserved = config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
         tokenizer.model_max_length = positions - reserved
     return tokenizer
+
+
+def non_finite_weights(model: torch.nn.Module) -> list[str]:
+    """Return the names of the parameters that hold a nan or an infinity, which not every forward pass meets."""
+    sums = {name: p.detach().sum(dtype=torch.float32) for name, p in model.named_parameters() if p.is_floating_point()}
+    return [name for name, total in sums.items() if not torch.isfinite(total)]
 
 
 def _quantization_config(auto_class, model_args: ModelArguments, config) -> BitsAndBytesConfig:
@@ -164,6 +173,11 @@ def load_model(
                 f"{model_args.model_name_or_path} lacks {len(lost)} of the {len(body)} weights of a "
                 f"{config.model_type} body ({min(lost)}, ...): is it a checkpoint of this architecture?"
             )
+    if broken := non_finite_weights(model):
+        raise InputError(
+            f"{model_args.model_name_or_path}: {broken[0]} holds values that are not finite"
+            f"{f', and {len(broken) - 1} more weights do' if len(broken) > 1 else ''}; the checkpoint is broken"
+        )
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens and the model {model.get_input_embeddings().num_embeddings} "

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from peft import PeftModel, PeftType
-from transformers import ProgressCallback, Trainer, TrainingArguments, default_data_collator
+from transformers import ProgressCallback, TrainingArguments, default_data_collator
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import nested_concat
@@ -20,7 +20,6 @@ from transformers.trainer_utils import set_seed
 from ptft_recipes import features
 from ptft_recipes.acceleration import LengthGroupedSampler
 from ptft_recipes.adapters import AdaLoraCallback
-from ptft_recipes.checkpoints import check_output_dir, find_checkpoint, saved_checkpoints
 from ptft_recipes.errors import InputError, nearest
 from ptft_recipes.hub import check_login
 from ptft_recipes.logs import LogCallback, configure_logging
@@ -36,6 +35,8 @@ from ptft_recipes.regularization import (
     r_drop_loss,
     watched_embeddings,
 )
+from ptft_recipes.resuming import claim_output_dir
+from ptft_recipes.sealed_trainer import SealedTrainer
 from ptft_recipes.tuning import TuningArguments, count_parameters
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,6 @@ def start_run(
             f"one process sees {training_args.n_gpu} GPUs and would use them by DataParallel, which multiplies the "
             "loss; launch with accelerate_configs/multi_gpu.yaml, or set CUDA_VISIBLE_DEVICES=0"
         )
-    check_output_dir(training_args)
     if training_args.hub_token:
         raise InputError("--hub_token would be saved with the run; use `hf auth login` or the variable HF_TOKEN")
     if training_args.push_to_hub and training_args.should_save:
@@ -81,6 +81,7 @@ def start_run(
     set_seed(training_args.seed)
     config = config | ({"from_scratch": True} if model_args.from_scratch else {})  # also where there are no others
     run = describe_environment(recipe, training_args) | {"base_model": base_model_name(model_args), "config": config}
+    claim_output_dir(training_args, run, model_args.allow_changes)
     logger.info("run: {recipe}, seed {seed}, {processes} process(es), {hardware}, {precision}".format_map(run))
     return run
 
@@ -92,8 +93,8 @@ def _trackers(training_args: TrainingArguments) -> list[type]:
         raise InputError(f"--report_to: {error}") from error
 
 
-class RecipeTrainer(Trainer):
-    """transformers.Trainer with an exact loss, an exact validation loss, and a stop at the first non-finite step.
+class RecipeTrainer(SealedTrainer):
+    """SealedTrainer with an exact loss, an exact validation loss, and a stop at the first non-finite step.
 
     - Trainer takes any model whose `forward` has `**kwargs` for one that divides its loss by `num_items_in_batch`;
       most encoders do not, and their loss grows with accumulation and with processes. Here the loss is
@@ -201,9 +202,7 @@ class RecipeTrainer(Trainer):
         """Do nothing: `publish` creates the repository when there is something to put into it."""
 
     def train(self, *args, **kwargs):
-        """Train, from the checkpoint that `--resume_from_checkpoint` asks for, which Trainer itself does not read.
-
-        Before it, one batch goes through the whole evaluation, so that a fault in it shows before the first epoch.
+        """Train as SealedTrainer does; before it, one batch goes through the whole evaluation, to show a fault early.
 
         Raises:
             InputError: `--metric_for_best_model` is not among the metrics.
@@ -225,7 +224,7 @@ class RecipeTrainer(Trainer):
         # DistributedDataParallel: every process on its own, and nothing says so.
         self.model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         vars(self.model).pop("_is_accelerate_prepared", None)
-        return super().train(*args, **{"resume_from_checkpoint": find_checkpoint(self.args)} | kwargs)
+        return super().train(*args, **kwargs)
 
     def save_model(self, output_dir=None, _internal_call=False):
         """Save model and tokenizer; with `--merge_adapter` the adapter is folded into the model before."""
@@ -287,10 +286,9 @@ class RecipeTrainer(Trainer):
         # Under fp16 the loss scaler meets overflowing gradients on its own and skips the step.
         gradient = 0.0 if self.args.mixed_precision == "fp16" or grad_norm is None else float(grad_norm)
         if not math.isfinite(loss + gradient):
-            saved = saved_checkpoints(self.args.output_dir)
             raise FloatingPointError(
                 f"loss {loss}, gradient norm {gradient} at step {self.state.global_step + 1}; stopped before the "
-                f"weights were changed. Last checkpoint: {saved[-1] if saved else 'none yet'}. Try a lower "
+                f"weights were changed. Last checkpoint: {self._newest_intact() or 'none yet'}. Try a lower "
                 "--learning_rate, more --warmup_steps, or --bf16 false"
             )
         return grad_norm

@@ -105,6 +105,7 @@ def main(argv=None):
     trainer = RecipeTrainer(
         model=model,
         args=training_args,
+        run=run,
         train_dataset=dataset["train"],
         eval_dataset=dataset["validation"],
         processing_class=tokenizer,

@@ -101,6 +101,7 @@ def main(argv=None):
     trainer = MaskedLMTrainer(
         model=model,
         args=training_args,
+        run=run,
         train_dataset=dataset["train"],
         shares=run["data"]["mix"].values(),
         eval_dataset=held_out.pop("validation"),

@@ -96,6 +96,7 @@ def main(argv=None):
     trainer = SentencePairTrainer(
         model=model,
         args=training_args,
+        run=run,
         train_dataset=dataset["train"],
         eval_dataset=held_out.pop("validation"),
         data_collator=SentencePairCollator(*pairs, *masking),

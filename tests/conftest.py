@@ -2,8 +2,10 @@
 
 import csv
 import importlib.util
+import logging
 import os
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -154,6 +156,29 @@ def corpus(tmp_path_factory):
         paths[split] = str(folder / f"{split}.txt")
         Path(paths[split]).write_text("\n\n".join(documents), encoding="utf-8")
     return paths
+
+
+@pytest.fixture
+def library_log(caplog, monkeypatch):
+    """What the library logs: a run before may have taken its logger out of pytest's hands."""
+    monkeypatch.setattr(logging.getLogger("ptft_recipes"), "propagate", True)
+    caplog.set_level("INFO", "ptft_recipes")
+    return caplog
+
+
+def cut_off(whole: Path, after: int, folder: Path) -> None:
+    """Make a copy of a finished run's folder that looks as if the run had been killed some time after a step."""
+    shutil.copytree(whole, folder)
+    for path in folder.iterdir():
+        if path.name.startswith("checkpoint-") and int(path.name.split("-")[1]) > after:
+            shutil.rmtree(path)
+    for name in ("results.json", "README.md"):
+        (folder / name).unlink()
+
+
+def nothing_written(folder: Path) -> bool:
+    """Tell whether a run has stopped before it left anything but its lock and its configuration."""
+    return {path.name for path in folder.glob("*")} <= {".lock", "config.yaml"}
 
 
 def load_recipe(name: str, folder: Path = ROOT / "recipes"):

@@ -1,63 +1,122 @@
-"""Which checkpoint counts as complete, and when an output folder is taken."""
+"""A seal proves every byte of a checkpoint, and rotation touches nothing but what it proves to be old."""
+
+import json
+import os
 
 import pytest
-from transformers import TrainingArguments
 
-from ptft_recipes.checkpoints import check_output_dir, find_checkpoint, saved_checkpoints
-from ptft_recipes.errors import InputError
+from ptft_recipes import checkpoints
+from ptft_recipes.checkpoints import MANIFEST, checkpoints_in, find_damage, rotate_checkpoints, seal_checkpoint
 
-
-@pytest.fixture
-def run_folder(tmp_path):
-    for name in ("checkpoint-2", "checkpoint-10", "checkpoint-9", "checkpoint-best"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "trainer_state.json").write_text("{}")
-    (tmp_path / "checkpoint-11").mkdir()  # cut off in mid-save: the state, written last, is missing
-    return tmp_path
+FILES = {"model.safetensors": b"w" * 1000, "optimizer.pt": b"o" * 3000, "part/state.json": b'{"step": 3}'}
 
 
-def arguments(folder, resume=None):
-    return TrainingArguments(str(folder), use_cpu=True, resume_from_checkpoint=resume)
+def make(output_dir, step, run_id="mine", sealed=True):
+    folder = output_dir / f"checkpoint-{step}"
+    for name, data in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    if sealed:
+        seal_checkpoint(folder, {"id": run_id})
+    return folder
 
 
-def test_complete_checkpoints_count_in_the_order_of_their_steps(run_folder):
-    assert [path.name for path in saved_checkpoints(run_folder)] == ["checkpoint-2", "checkpoint-9", "checkpoint-10"]
+def test_a_sealed_checkpoint_is_intact_wherever_it_is_moved(tmp_path):
+    folder = make(tmp_path, 3)
+    assert find_damage(folder) == ""
+    assert find_damage(folder.rename(tmp_path / "elsewhere")) == ""
+    manifest = json.loads((tmp_path / "elsewhere" / MANIFEST).read_text())
+    assert sorted(manifest["sealed"]["files"]) == sorted(FILES)
+    assert not list((tmp_path / "elsewhere").glob("*.part"))
 
 
-def test_last_is_the_newest_complete_one(run_folder):
-    assert find_checkpoint(arguments(run_folder, "last")) == str(run_folder / "checkpoint-10")
-    assert find_checkpoint(arguments(run_folder)) is None
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+@pytest.mark.parametrize("damage", ["delete", "truncate", "empty", "grow", "flip the first bit", "flip the last bit"])
+def test_every_damage_to_every_file_is_found(tmp_path, name, damage):
+    folder = make(tmp_path, 3)
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    if damage == "delete":
+        path.unlink()
+    else:
+        if "flip" in damage:
+            data[0 if "first" in damage else -1] ^= 1
+        path.write_bytes({"truncate": data[:-1], "empty": b"", "grow": data + b"\n\0"}.get(damage, bytes(data)))
+    assert name in find_damage(folder)
 
 
-def test_a_path_is_taken_as_it_is(run_folder):
-    path = str(run_folder / "checkpoint-2")
-    assert find_checkpoint(arguments(run_folder, path)) == path
-    with pytest.raises(InputError, match="no complete checkpoint"):
-        find_checkpoint(arguments(run_folder, str(run_folder / "checkpoint-11")))
+def test_a_save_that_was_cut_off_is_damaged(tmp_path):
+    assert "the save was cut off" in find_damage(make(tmp_path, 3, sealed=False))
+    assert "the save was cut off" in find_damage(tmp_path / "nowhere")
 
 
-def test_a_used_folder_is_refused_unless_the_run_goes_on(run_folder):
-    with pytest.raises(InputError, match="unfinished run; go on with --resume_from_checkpoint last"):
-        check_output_dir(arguments(run_folder))
-    check_output_dir(arguments(run_folder, "last"))
-    (run_folder / "results.json").write_text("{}")
-    with pytest.raises(InputError, match="holds a finished run"):
-        check_output_dir(arguments(run_folder, "last"))
+def test_the_manifest_is_written_after_every_file_has_reached_the_disk(tmp_path, monkeypatch):
+    folder, events = make(tmp_path, 3, sealed=False), []
+    opened = {}
+
+    def fsync(descriptor):
+        events.append(os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path))
+
+    def replace(source, target):
+        events.append("replace")
+        opened["order"] = events.copy()
+        os.rename(source, target)
+
+    monkeypatch.setattr(checkpoints.os, "fsync", fsync)
+    monkeypatch.setattr(checkpoints.os, "replace", replace)
+    seal_checkpoint(folder, {"id": "mine"})
+    before = opened["order"][:-1]
+    assert sorted(before[:3]) == sorted(f"checkpoint-3/{name}" for name in FILES)
+    assert before[3] == f"checkpoint-3/{MANIFEST}.part"
+    assert sorted(events[5:]) == [".", "checkpoint-3", "checkpoint-3/part"]
 
 
-def test_an_empty_folder_is_free(tmp_path):
-    check_output_dir(arguments(tmp_path))
-    check_output_dir(arguments(tmp_path / "new"))
-    with pytest.raises(InputError, match="has no complete checkpoint"):
-        check_output_dir(arguments(tmp_path, "last"))
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b"])
+def test_a_manifest_cannot_name_files_outside(tmp_path, monkeypatch, name):
+    folder = make(tmp_path, 3)
+    sealed = {"files": {name: {"size": 1, "sha256": "0"}}, "run": {"id": "mine"}}
+    (folder / MANIFEST).write_text(json.dumps({"sha256": checkpoints._digest(sealed), "sealed": sealed}))
+    assert find_damage(folder) == f"{MANIFEST} names a file outside of it, {name}"
 
 
-def test_a_save_that_was_cut_off_is_no_checkpoint_to_go_on_from(tmp_path):
-    (tmp_path / "checkpoint-5").mkdir()
-    check_output_dir(arguments(tmp_path))
+@pytest.mark.parametrize("text", ["", "[]", "null", "1", '{"sealed": {}}', "[" * 100_000, "\xff"])
+def test_nonsense_is_no_manifest(tmp_path, text):
+    folder = make(tmp_path, 3)
+    (folder / MANIFEST).write_text(text, encoding="latin-1")
+    assert find_damage(folder) == f"{MANIFEST} is damaged"
 
 
-def test_an_output_dir_that_cannot_be_a_folder_is_refused(tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="is no folder that can be written to"):
-        check_output_dir(arguments(tmp_path / "file" / "run"))
+@pytest.mark.parametrize(
+    ("limit", "best", "left"),
+    [
+        (None, None, [2, 4, 6, 8, 10]),
+        (1, None, [10]),
+        (1, "checkpoint-4", [4, 10]),
+        (2, "checkpoint-4", [4, 10]),
+        (3, "checkpoint-4", [4, 8, 10]),
+        (3, "checkpoint-10", [6, 8, 10]),
+        (1, "checkpoint-99", [10]),
+        (9, "checkpoint-4", [2, 4, 6, 8, 10]),
+    ],
+)
+def test_rotation_keeps_the_newest_and_the_best(tmp_path, limit, best, left):
+    for step in (10, 2, 8, 4, 6):
+        make(tmp_path, step)
+    rotate_checkpoints(tmp_path, limit, best, "mine")
+    assert [path.name for path in checkpoints_in(tmp_path)] == [f"checkpoint-{step}" for step in left]
+
+
+def test_rotation_touches_only_what_this_run_has_sealed(tmp_path):
+    for step in (2, 4, 6):
+        make(tmp_path, step)
+    kept = [make(tmp_path, 1, "another"), make(tmp_path, 3, sealed=False), make(tmp_path, 5)]
+    (kept[-1] / MANIFEST).write_text("damaged")
+    (tmp_path / "checkpoint-best").mkdir()
+    rotate_checkpoints(tmp_path, 1, None, "mine")
+    assert [path.name for path in checkpoints_in(tmp_path)] == [
+        "checkpoint-1",
+        "checkpoint-3",
+        "checkpoint-5",
+        "checkpoint-6",
+    ]
+    assert (tmp_path / "checkpoint-best").is_dir()

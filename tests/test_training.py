@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import nothing_written
 from datasets import Dataset
 from numerics.optimizer_step import build_trainer, rows
 from transformers import TrainingArguments
@@ -22,7 +23,7 @@ def test_a_run_is_described_before_it_starts(tmp_path):
     assert run["device"] == "cpu"
     assert run["processes"] == 1
     assert run["versions"]["transformers"]
-    assert not (tmp_path / "out").exists(), "nothing is written before there is something to write"
+    assert nothing_written(tmp_path / "out")
 
 
 def test_every_generator_is_seeded(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TOPICS, topic_rows, write_csv
+from conftest import ROOT, TOPICS, cut_off, topic_rows, write_csv
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -265,7 +265,7 @@ def test_a_nan_stops_the_run_with_its_step_and_leaves_no_result(run_cls, tmp_pat
         (["--report_to", "wandb"], "--report_to: .*wandb"),
         (["--report_to", "nonsense"], "--report_to: nonsense is not supported"),
         (["--hub_token", "hf_secret"], "use `hf auth login`"),
-        (["--resume_from_checkpoint", "last"], "has no complete checkpoint"),
+        (["--resume_from_checkpoint", "last"], "has no intact checkpoint"),
         (["--label_column", "topic"], "no column 'topic'; its columns are 'text', 'label'"),
         (["--max_length", "100"], "this model reads at most 64 tokens"),
         (["--tuning", "loro"], "did you mean 'lora'"),
@@ -298,11 +298,9 @@ def test_a_resumed_run_ends_in_the_same_weights(run_cls, tmp_path, steps, tuning
               "eval_steps": 8, "num_train_epochs": 2, "save_total_limit": 9}  # fmt: skip
     flags = TUNINGS[tuning]
     whole = run_cls(*flags, **common, output_dir=tmp_path / "whole")
-    run_cls(*flags, **common, max_steps=steps)
-    (tmp_path / "run" / "results.json").unlink()  # as if it had been killed before the end
-    with pytest.raises(InputError, match="go on with --resume_from_checkpoint last"):
-        run_cls(*flags, **common)
-    resumed = run_cls(*flags, **common, resume_from_checkpoint="last")
+    cut_off(tmp_path / "whole", steps, tmp_path / "run")
+    resumed = run_cls(*flags, **common)
+    assert resumed["run"]["resumed"]["from"] == f"checkpoint-{steps}"
     assert resumed["run"]["steps"] == whole["run"]["steps"] == 64
     last = f"checkpoint-64/{'model' if tuning == 'full' else 'adapter_model'}.safetensors"
     assert (tmp_path / "run" / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()

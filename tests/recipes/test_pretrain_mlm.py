@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, cut_off, nothing_written
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -97,13 +97,11 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_ends_in_the_same_weights(run_ml
     whole = run_mlm(**common, output_dir=tmp_path / "whole")
     last = whole["run"]["steps"]
     assert last > 20
-    # As if it had been killed: the later checkpoints and the results are gone.
-    (tmp_path / "mlm").mkdir()
-    (tmp_path / "whole" / f"checkpoint-{5 * (last // 10 + 1)}").rename(tmp_path / "mlm" / "checkpoint-15")
-    state = tmp_path / "mlm" / "checkpoint-15" / "trainer_state.json"
-    steps = json.loads(state.read_text())["global_step"]
-    assert last / 2 < steps < last, "in the middle of the second epoch"
-    resumed = run_mlm(**common, resume_from_checkpoint="last")
+    middle = 5 * (last // 10 + 1)
+    assert last / 2 < middle < last, "in the second epoch"
+    cut_off(tmp_path / "whole", middle, tmp_path / "mlm")
+    resumed = run_mlm(**common)
+    assert resumed["run"]["resumed"]["from"] == f"checkpoint-{middle}"
     assert resumed["run"]["steps"] == last
     name = f"checkpoint-{5 * (last // 5)}/model.safetensors"
     assert (tmp_path / "mlm" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -123,9 +121,9 @@ def test_a_streamed_run_goes_over_its_epochs_and_is_resumed_exactly(run_mlm, tmp
         assert last == 2 * math.ceil(blocks / 8)
         assert whole["run"]["epochs"] == 2
     assert "streamed" in (tmp_path / "whole" / "README.md").read_text()
-    (tmp_path / "mlm").mkdir()
-    (tmp_path / "whole" / "checkpoint-18").rename(tmp_path / "mlm" / "checkpoint-18")
-    resumed = run_mlm("--streaming", **common, resume_from_checkpoint="last")
+    cut_off(tmp_path / "whole", 18, tmp_path / "mlm")
+    resumed = run_mlm("--streaming", **common)
+    assert resumed["run"]["resumed"]["from"] == "checkpoint-18"
     assert resumed["run"]["steps"] == last > 18
     assert resumed["metrics"] == whole["metrics"]
     name = "checkpoint-24/model.safetensors"
@@ -294,7 +292,7 @@ def test_a_corpus_that_cannot_be_used_is_refused_before_compute(run_mlm, tmp_pat
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         run_mlm("--train_file", str(path), data=False)
-    assert not (tmp_path / "mlm").exists()
+    assert nothing_written(tmp_path / "mlm")
 
 
 def test_a_fault_deep_in_a_stream_is_found_before_training(run_mlm, tmp_path):
@@ -302,7 +300,7 @@ def test_a_fault_deep_in_a_stream_is_found_before_training(run_mlm, tmp_path):
     path.write_bytes(b"the team and a goal\n\n" * 300 + b"caf\xe9")
     with pytest.raises(InputError, match=r"corpus\.txt:601: byte 0xe9 is not UTF-8 text"):
         run_mlm("--streaming", "--train_file", str(path), data=False)
-    assert not (tmp_path / "mlm").exists()
+    assert nothing_written(tmp_path / "mlm")
 
 
 def test_a_model_without_a_masked_language_model_is_refused(run_mlm, tmp_path, tokenizer):

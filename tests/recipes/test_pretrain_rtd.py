@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, TOPICS
+from conftest import ROOT, TOPICS, cut_off, nothing_written
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -93,11 +93,11 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_ends_in_the_same_weights(run_rt
               "eval_steps": 5, "num_train_epochs": 2, "save_total_limit": 9}  # fmt: skip
     whole = run_rtd(**common, output_dir=tmp_path / "whole")
     last = whole["run"]["steps"]
-    (tmp_path / "rtd").mkdir()
     middle = 5 * (last // 10 + 1)
     assert last / 2 < middle < last
-    (tmp_path / "whole" / f"checkpoint-{middle}").rename(tmp_path / "rtd" / f"checkpoint-{middle}")
-    resumed = run_rtd(**common, resume_from_checkpoint="last")
+    cut_off(tmp_path / "whole", middle, tmp_path / "rtd")
+    resumed = run_rtd(**common)
+    assert resumed["run"]["resumed"]["from"] == f"checkpoint-{middle}"
     assert resumed["run"]["steps"] == last
     for part in ("model.safetensors", "generator/model.safetensors"):
         name = f"checkpoint-{5 * (last // 5)}/{part}"
@@ -165,4 +165,4 @@ def test_new_weights_have_no_past(run_rtd, tmp_path):
 def test_a_model_that_is_not_electra_is_refused_before_compute(run_rtd, checkpoint, tmp_path):
     with pytest.raises(InputError, match="is of type bert; replaced-token detection needs an ELECTRA"):
         run_rtd(model_name_or_path=checkpoint)
-    assert not (tmp_path / "rtd").exists()
+    assert nothing_written(tmp_path / "rtd")

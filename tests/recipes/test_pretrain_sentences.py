@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from conftest import TOPICS
+from conftest import TOPICS, cut_off, nothing_written
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -74,11 +74,11 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_ends_in_the_same_weights(run_se
               "eval_steps": 5, "num_train_epochs": 2, "save_total_limit": 9, "dataloader_num_workers": 1}  # fmt: skip
     whole = run_sentences(**common, output_dir=tmp_path / "whole")
     last = whole["run"]["steps"]
-    (tmp_path / "sentences").mkdir()
     middle = 5 * (last // 10 + 1)
     assert last / 2 < middle < last
-    (tmp_path / "whole" / f"checkpoint-{middle}").rename(tmp_path / "sentences" / f"checkpoint-{middle}")
-    resumed = run_sentences(**common, resume_from_checkpoint="last")
+    cut_off(tmp_path / "whole", middle, tmp_path / "sentences")
+    resumed = run_sentences(**common)
+    assert resumed["run"]["resumed"]["from"] == f"checkpoint-{middle}"
     name = f"checkpoint-{5 * (last // 5)}/model.safetensors"
     assert (tmp_path / "sentences" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert resumed["metrics"] == whole["metrics"]
@@ -87,4 +87,4 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_ends_in_the_same_weights(run_se
 def test_a_model_without_a_sentence_head_is_refused_before_compute(run_sentences, checkpoints, tmp_path):
     with pytest.raises(InputError, match="RobertaForMaskedLM has no head for pairs of sentences"):
         run_sentences(model_name_or_path=checkpoints["roberta"])
-    assert not (tmp_path / "sentences").exists()
+    assert nothing_written(tmp_path / "sentences")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, load_recipe, tiny_config, topic_rows, write_csv
+from conftest import ROOT, load_recipe, nothing_written, tiny_config, topic_rows, write_csv
 from peft import PeftModel
 from tokenizers import Tokenizer, models
 from transformers import (
@@ -244,7 +244,7 @@ class TestBadInput:
         (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
         with pytest.raises(InputError, match=r"latin\.txt:1: byte 0xe9 is not UTF-8"):
             run("--general_file", str(tmp_path / "latin.txt"))
-        assert not (tmp_path / "run").exists(), "nothing was written"
+        assert nothing_written(tmp_path / "run")
 
     def test_tokenizers(self, run, tmp_path):
         with pytest.raises(InputError, match="--vocab_size 10: too few for bpe on this corpus"):
@@ -257,7 +257,7 @@ class TestBadInput:
         (tmp_path / "words" / "model.safetensors").touch()
         with pytest.raises(InputError, match="the tokenizer has a WordLevel model"):
             run("--model_name_or_path", str(tmp_path / "words"))
-        assert not (tmp_path / "run").exists()
+        assert nothing_written(tmp_path / "run")
 
     def test_arguments(self, run, capsys):
         with pytest.raises(SystemExit) as stop:

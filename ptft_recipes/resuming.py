@@ -1,0 +1,238 @@
+"""Whether a run may use its output folder, and from which checkpoint it goes on."""
+
+import json
+import logging
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
+from transformers import TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from ptft_recipes.checkpoints import checkpoints_in, find_damage, read_manifest
+from ptft_recipes.errors import InputError
+from ptft_recipes.reporting import write_yaml
+
+logger = logging.getLogger(__name__)
+
+# What a run writes; a folder that has one of these already is somebody's.
+OWN_FILES = ("README.md", "config.json", "model.safetensors", "adapter_config.json", "tokenizer.json")
+# What a resumed run may change without being asked: it leaves the weights as they would have been. Of files with data
+# the content is compared instead of the name; more epochs are the point of going on.
+MAY_CHANGE = {
+    "output_dir", "run_name", "project", "report_to", "trackio_space_id", "disable_tqdm",
+    "save_strategy", "save_steps", "save_total_limit",
+    "per_device_eval_batch_size", "eval_accumulation_steps", "gradient_checkpointing", "gradient_checkpointing_kwargs",
+    "torch_empty_cache_steps", "skip_memory_metrics", "push_to_hub", "train_file", "validation_file", "test_file",
+}  # fmt: skip
+MAY_CHANGE_PREFIXES = (
+    "logging_",
+    "log_",
+    "hub_",
+    "dataloader_num",
+    "dataloader_pin",
+    "dataloader_pre",
+    "dataloader_per",
+)
+MAY_GROW = ("num_train_epochs", "max_steps")
+# Of `run`, besides its configuration: what the weights depend on, and what only their last bits do.
+COMPARED = ("recipe", "processes", "precision", "device")
+NOTED = ("hardware", "versions")
+
+_lock: list[FileLock] = []  # of this process, which holds it until it ends or starts another run
+
+
+def claim_output_dir(training_args: TrainingArguments, run: dict[str, Any], allow_changes: Sequence[str]) -> None:
+    """Lock the output folder for this run, and decide whether it starts or goes on.
+
+    The newest intact checkpoint of the same run is gone on from, also without being asked: the same command repeated
+    after a crash finishes the run. Afterwards `training_args.resume_from_checkpoint` is that checkpoint or None, and
+    `run` has its `id`, which a run that goes on keeps, and `resumed`, where it goes on and with what changes.
+
+    Args:
+        training_args: As parsed.
+        run: As far as it is known before the data is read; changed in place.
+        allow_changes: Names that may differ from the run that is gone on with.
+
+    Raises:
+        InputError: The folder cannot be written to, another process uses it, it holds a finished run or another one,
+            there is no intact checkpoint, or the run differs from the one that it would go on with.
+    """
+    decided: list[Any] = [None]
+    if training_args.process_index == 0:
+        try:
+            decided = [_decide(training_args, run, allow_changes)]
+            write_yaml(Path(training_args.output_dir) / "config.yaml", run["config"])
+        except InputError as error:
+            decided = [error]
+    if isinstance(decision := broadcast_object_list(decided)[0], InputError):
+        raise decision  # in every process: none is left waiting for the others
+    training_args.resume_from_checkpoint = decision.pop("checkpoint")
+    run |= decision
+
+
+def _decide(training_args: TrainingArguments, run: dict[str, Any], allow_changes: Sequence[str]) -> dict[str, Any]:
+    output_dir = Path(training_args.output_dir)
+    _hold_lock(output_dir)
+    carded = (output_dir / "README.md").exists()  # written last, by what trains
+    if (output_dir / "results.json").exists() and (carded or not checkpoints_in(output_dir)):
+        raise InputError(
+            f"{output_dir} holds a finished run; choose another --output_dir, or delete it (to train it further: "
+            "another --output_dir, --resume_from_checkpoint with its last checkpoint, and more --num_train_epochs)"
+        )
+    checkpoint = _choose_checkpoint(training_args, output_dir)
+    started = {"id": uuid.uuid4().hex, "checkpoint": None}
+    if checkpoint is None:
+        _check_nothing_is_lost(output_dir, run)
+        return started
+    changed = check_same_run(checkpoint, run, allow_changes)
+    if training_args.load_best_model_at_end:
+        _check_best(checkpoint)
+    sealed = read_manifest(checkpoint)["run"]
+    for name in NOTED:
+        if sealed[name] != run[name]:
+            logger.warning(
+                "%s: %s then, now %s; the last bits of the weights may differ", name, sealed[name], run[name]
+            )
+    logger.info("going on from %s", checkpoint)
+    resumed = {"resumed": {"from": checkpoint.name, "changed": changed, "allowed": list(allow_changes)}}
+    same_folder = checkpoint.parent.resolve() == output_dir.resolve()
+    return started | ({"id": sealed["id"]} if same_folder else {}) | {"checkpoint": str(checkpoint)} | resumed
+
+
+def _hold_lock(output_dir: Path) -> None:
+    nearest_folder = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
+    what = f"--output_dir {output_dir}: {nearest_folder} is no folder that can be written to"
+    if not nearest_folder.is_dir() or not os.access(nearest_folder, os.W_OK):
+        raise InputError(what)
+    _lock.clear()  # a lock that nobody holds any more is released
+    lock = FileLock(output_dir / ".lock", timeout=0, is_singleton=True)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"another process is running in {output_dir}; wait for it, stop it, or choose another --output_dir"
+        ) from None
+    except NotImplementedError:
+        logger.warning("%s: the file system has no locks; nothing keeps a second run out", output_dir)
+    except OSError as error:
+        raise InputError(f"{what} ({error})") from error
+    _lock.append(lock)
+
+
+def _choose_checkpoint(training_args: TrainingArguments, output_dir: Path) -> Path | None:
+    """Return the checkpoint that was asked for, or else the newest intact one; say what is wrong with those newer."""
+    wanted = training_args.resume_from_checkpoint
+    if wanted and wanted != "last":
+        if damage := find_damage(wanted):
+            raise InputError(
+                f"--resume_from_checkpoint {wanted}: {damage}. `last` takes the newest intact one of --output_dir; "
+                f"to begin anew from the weights alone: --model_name_or_path {wanted}"
+            )
+        path = Path(wanted)
+        newer = checkpoints_in(output_dir)[-1:]
+        if path.resolve().parent == output_dir.resolve() and path.name != newer[0].name:
+            raise InputError(
+                f"{output_dir} has {newer[0].name}, newer than {path.name}, which the run would overwrite; choose "
+                "another --output_dir, or delete the newer ones"
+            )
+        return path
+    for path in reversed(checkpoints_in(output_dir)):
+        if not (damage := find_damage(path)):
+            return path
+        logger.warning("%s is not used: %s", path, damage)
+    if wanted:
+        raise InputError(f"--resume_from_checkpoint last: {output_dir} has no intact checkpoint")
+    return None
+
+
+def _check_nothing_is_lost(output_dir: Path, run: dict[str, Any]) -> None:
+    """Raise an InputError if the folder has something that this run would overwrite and did not begin itself."""
+    there = [path.name for path in checkpoints_in(output_dir)]
+    there += sorted(path.name for path in output_dir.glob("*") if path.name in OWN_FILES)
+    if not there:
+        return
+    try:
+        began = yaml.safe_load((output_dir / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        began = None
+    if not isinstance(began, dict) or _differences({"config": began}, run):
+        raise InputError(
+            f"{output_dir} has {', '.join(there)}, which the run would overwrite; choose another --output_dir, or "
+            "delete it"
+        )
+    logger.info("%s: the same run was cut off before its first checkpoint was sealed; it starts again", output_dir)
+
+
+def _check_best(checkpoint: Path) -> None:
+    """Raise an InputError if the best checkpoint so far, to end with, is not as it was saved."""
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
+    best = best_checkpoint(checkpoint, state["best_model_checkpoint"])
+    if best is not None and (damage := find_damage(best)):
+        raise InputError(
+            f"{best}, the best checkpoint so far, cannot be used: {damage}. Delete {checkpoint.parent} to train anew, "
+            "or end with the last weights: --load_best_model_at_end false --allow_changes load_best_model_at_end"
+        )
+
+
+def best_checkpoint(checkpoint: str | Path, recorded: str | None) -> Path | None:
+    """Return where the best checkpoint of a run is now, beside the one that is resumed, wherever that was moved to.
+
+    Args:
+        checkpoint: That is resumed.
+        recorded: The path that its state has.
+    """
+    return Path(checkpoint).parent / Path(recorded).name if recorded else None
+
+
+def check_same_run(
+    checkpoint: str | Path, run: dict[str, Any], allow_changes: Sequence[str]
+) -> dict[str, tuple[Any, Any]]:
+    """Compare a run with the one that sealed a checkpoint.
+
+    Args:
+        checkpoint: Intact.
+        run: As far as it is known; once it has `data`, the fingerprints of its splits are compared too.
+        allow_changes: Names that may differ.
+
+    Returns:
+        What differs and may: `{name: (then, now)}`.
+
+    Raises:
+        InputError: Something differs that would make another run of it.
+    """
+    changed = _differences(read_manifest(checkpoint)["run"], run)
+    if refused := {name: change for name, change in changed.items() if name not in allow_changes}:
+        listed = "; ".join(f"{name}: {then} then, now {now}" for name, (then, now) in refused.items())
+        raise InputError(
+            f"{checkpoint} is of a run that differs ({listed}). Choose another --output_dir, or go on with "
+            f"--allow_changes {' '.join([*allow_changes, *refused])}"
+        )
+    return changed
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return `{name: (then, now)}` of what the weights depend on, of what both know."""
+    before, after = then["config"], json.loads(json.dumps(now["config"]))
+    changed = {}
+    for name in sorted(before.keys() | after.keys()):
+        pair = before.get(name), after.get(name)
+        grown = name in MAY_GROW and None not in pair and pair[1] > pair[0]
+        if pair[0] != pair[1] and not grown and name not in MAY_CHANGE and not name.startswith(MAY_CHANGE_PREFIXES):
+            changed[name] = pair
+    changed |= {name: (then[name], now[name]) for name in COMPARED if name in then and then[name] != now[name]}
+    if "data" in then and "data" in now and then["data"] != (data := now["data"]["fingerprint"]):
+        changed["data"] = then["data"], data
+    return changed
+
+
+def identify(run: dict[str, Any]) -> dict[str, Any]:
+    """Return what a manifest keeps of a run, for `check_same_run`."""
+    kept = {name: run[name] for name in ("id", "config", *COMPARED, *NOTED)}
+    return kept | {"data": run["data"]["fingerprint"]}

@@ -1,0 +1,164 @@
+"""transformers.Trainer whose runs can be interrupted anywhere, and end as if they had not been."""
+
+import logging
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+from transformers.trainer_callback import ExportableState
+
+from ptft_recipes.checkpoints import checkpoints_in, find_damage, rotate_checkpoints, seal_checkpoint
+from ptft_recipes.errors import InputError, StoppedBySignal
+from ptft_recipes.interruption import StopCallback
+from ptft_recipes.modeling import non_finite_weights
+from ptft_recipes.resources import check_free_space, explain_full_disk, explain_out_of_memory
+from ptft_recipes.resuming import best_checkpoint, check_same_run, identify
+
+logger = logging.getLogger(__name__)
+
+HYPERPARAMETERS = ("lr", "initial_lr", "weight_decay", "betas", "eps")
+
+
+class SealedTrainer(Trainer):
+    """transformers.Trainer with sealed checkpoints, exact resuming, and stops that lose nothing.
+
+    - Trainer takes a checkpoint that was cut off, or has a flipped bit, for whole. Here each is sealed by a manifest,
+      beside the next steps, and only a sealed one that verifies is loaded: to go on from, and as the best at the end.
+    - Trainer forgets, in a resumed run: where the best checkpoint is once the folder has moved, how long early
+      stopping has waited, that it had stopped early, that `max_steps` was reached in the middle of an epoch, and new
+      `logging_steps` and `save_steps`.
+    - Trainer's rotation deletes older checkpoints, of whatever run, before the new one is safe.
+    - SIGTERM and Ctrl-C save and stop; weights that are not finite are never saved; memory and disk that run out are
+      told in one line.
+
+    Args:
+        args: As for Trainer.
+        run: What `start_run` returned, and `data`; a checkpoint of another run is not gone on from.
+        kwargs: As for Trainer.
+    """
+
+    def __init__(self, *args, run: dict[str, Any] | None = None, **kwargs):  # noqa: D107
+        super().__init__(*args, **kwargs)
+        self.run = run
+        self.save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None  # ours rotates
+        self.stop = StopCallback()
+        self.add_callback(self.stop)
+        self._sealer, self._seal = ThreadPoolExecutor(1), Future()
+        self._seal.set_result(None)
+
+    def train(self, *args, resume_from_checkpoint=None, **kwargs):
+        """Train, from the checkpoint that `start_run` chose, which Trainer itself does not read.
+
+        Raises:
+            InputError: The checkpoint is of another run, or the disk has no room for one.
+            FloatingPointError: A weight is not finite.
+            ResourceError: Memory or disk space ran out.
+            StoppedBySignal: SIGTERM or Ctrl-C; a checkpoint was saved.
+        """
+        checkpoint = resume_from_checkpoint or self.args.resume_from_checkpoint
+        if checkpoint and self.run:
+            check_same_run(checkpoint, self.run, self.run["resumed"]["allowed"])  # now that the data is known
+        check_free_space(self.model, self.args)
+        with self.stop, explain_out_of_memory(self.model, self.args):
+            try:
+                return super().train(*args, resume_from_checkpoint=checkpoint, **kwargs)
+            except StoppedBySignal:
+                self.callback_handler.on_train_end(self.args, self.state, self.control)  # closes bars and trackers
+                raise
+            finally:
+                self._wait_for_seal()
+
+    def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial):
+        position = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
+        )
+        if checkpoint is None:
+            return position
+        state = self.state
+        state.compute_steps(self.args, max_steps)  # of these arguments, not of those when the run began
+        saved = type(state).load_from_json(Path(checkpoint, "trainer_state.json"))
+        best = best_checkpoint(checkpoint, saved.best_model_checkpoint)
+        state.best_model_checkpoint = str(best) if best and best.is_dir() else None
+        for callback in self.callback_handler.callbacks:
+            stored = saved.stateful_callbacks.get(type(callback).__name__)
+            if isinstance(callback, ExportableState) and stored:
+                vars(callback).update(stored["attributes"])
+        stopped_early = saved.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
+        if state.global_step >= max_steps or (stopped_early and state.global_step < saved.max_steps):
+            return num_train_epochs, 0  # nothing is left to train; Trainer would take one step more
+        return position
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        groups, scheduler = self.optimizer.param_groups, self.lr_scheduler
+        asked = [{name: group[name] for name in HYPERPARAMETERS if name in group} for group in groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not (self.run and self.run["resumed"]["changed"]):
+            return
+        # What was asked for now, and allowed to change, in place of what was saved.
+        for group, options in zip(self.optimizer.param_groups, asked, strict=True):
+            group.update(options)
+        scheduler.base_lrs = [options["initial_lr"] for options in asked]
+        for group, rate, factor in zip(
+            self.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+        ):
+            group["lr"] = rate * factor(scheduler.last_epoch)
+
+    def _save_checkpoint(self, model, trial):
+        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        self._check_finite()
+        self._wait_for_seal()
+        with explain_full_disk(folder.parent, self._newest_intact):
+            if self.args.should_save and folder.exists():
+                shutil.rmtree(folder)  # of this run, cut off or damaged: else it would not have been gone past
+            self.accelerator.wait_for_everyone()
+            try:
+                super()._save_checkpoint(model, trial)
+            except Exception:
+                if self.args.should_save:
+                    shutil.rmtree(folder, ignore_errors=True)  # a full disk has room again
+                raise
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            self._seal = self._sealer.submit(self._seal_and_rotate, folder, Path(best).name if best else None)
+
+    def _seal_and_rotate(self, folder: Path, best: str | None) -> None:
+        run = identify(self.run) if self.run else {"id": ""}
+        seal_checkpoint(folder, run)
+        rotate_checkpoints(folder.parent, self.save_total_limit, best, run["id"])
+
+    def _wait_for_seal(self) -> None:
+        with explain_full_disk(self.args.output_dir, self._newest_intact):
+            self._seal.result()
+
+    def _newest_intact(self) -> Path | None:
+        saved = reversed(checkpoints_in(self.args.output_dir))
+        return next((path for path in saved if not find_damage(path)), None)
+
+    def _finalize_training(self, *args, **kwargs):
+        self._wait_for_seal()
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best and self.args.should_save and (damage := find_damage(best)):
+            raise InputError(f"{best}, the best checkpoint, cannot be loaded: {damage}")
+        self.accelerator.wait_for_everyone()
+        return super()._finalize_training(*args, **kwargs)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """Save the model, whose weights are finite."""
+        self._check_finite()
+        with explain_full_disk(output_dir or self.args.output_dir, self._newest_intact):
+            super().save_model(output_dir, _internal_call)
+
+    def _check_finite(self) -> None:
+        if broken := non_finite_weights(self.model):
+            raise FloatingPointError(
+                f"{broken[0]} is not finite after step {self.state.global_step}, and was not saved; last checkpoint: "
+                f"{self._newest_intact() or 'none'}. Try a lower --learning_rate, more --warmup_steps, or --bf16 false"
+            )
+
+    def evaluation_loop(self, *args, **kwargs):
+        """Evaluate or predict."""
+        with explain_out_of_memory(self.model, self.args):
+            return super().evaluation_loop(*args, **kwargs)

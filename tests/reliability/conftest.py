@@ -1,0 +1,78 @@
+"""What is interrupted: every kind of training, each on a tiny model, and how the end of a run is compared."""
+
+import json
+from pathlib import Path
+
+import pytest
+from reliability.killing import run
+
+COMMON = ["--learning_rate", "5e-3", "--per_device_train_batch_size", "8", "--max_length", "32", "--bf16", "false"]
+COMMON += ["--use_cpu", "true", "--disable_tqdm", "true", "--num_train_epochs", "2", "--save_total_limit", "2"]
+COMMON += ["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "5", "--save_steps", "5"]
+CLS = ["--max_train_samples", "96"]  # 12 steps an epoch: checkpoints in mid-epoch, and one at step 24
+MLM = ["--max_train_samples", "30"]
+SUBJECTS = {
+    "full": ("finetune_cls", "bert", CLS),
+    "random batches": ("finetune_cls", "bert", [*CLS, "--train_sampling_strategy", "random"]),
+    "lora": ("finetune_cls", "bert", [*CLS, "--tuning", "lora", "--tuning_kwargs", "lora_dropout=0.1"]),
+    "bottleneck": ("finetune_cls", "bert", [*CLS, "--tuning", "bottleneck", "--tuning_kwargs", "reduction_factor=4"]),
+    "gradient accumulation": ("finetune_cls", "bert", [
+        *CLS, "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "4"]),
+    "loader workers": ("finetune_cls", "bert", [*CLS, "--dataloader_num_workers", "2"]),
+    "epochs": ("finetune_cls", "bert", [
+        *CLS, "--eval_strategy", "epoch", "--save_strategy", "epoch", "--num_train_epochs", "4",
+        "--early_stopping_patience", "2"]),
+    "mlm": ("pretrain_mlm", "bert", MLM),
+    "mlm, packed": ("pretrain_mlm", "bert", [*MLM, "--packing", "true"]),
+    "mlm, streamed": ("pretrain_mlm", "bert", ["--streaming", "true", "--max_steps", "24"]),
+    "mlm, max_steps": ("pretrain_mlm", "bert", [*MLM, "--max_steps", "13"]),
+    "replaced tokens": ("pretrain_rtd", "electra", [*MLM, "--generator_size", "0.5"]),
+    "sentence order": ("pretrain_sentences", "bert", MLM),
+}  # fmt: skip
+
+
+class Subject:
+    """One kind of training: its command line, and the end that every run of it must have."""
+
+    def __init__(self, name, checkpoints, files, folder):
+        self.recipe, family, flags = SUBJECTS[name]
+        data = files["corpus" if "pretrain" in self.recipe else "topics"]
+        self.argv = ["--model_name_or_path", checkpoints[family], *COMMON]
+        self.argv += [token for split, path in data.items() for token in (f"--{split}_file", path)] + flags
+        self.folder = folder
+        assert self.run("whole") == 0, self.log("whole")
+        self.whole = self.end("whole")
+        self.writes = int(self.log("whole").splitlines()[-1])
+
+    def output_dir(self, name: str) -> Path:
+        return self.folder / name
+
+    def run(self, name: str, *flags: str, **kwargs) -> int:
+        argv = [*self.argv, "--output_dir", str(self.output_dir(name)), *flags]
+        return run(self.recipe, argv, self.folder / f"{name}.log", **kwargs)
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+    def end(self, name: str) -> dict:
+        """Return all that a run ends with and that an interruption must not change: weights, scores, predictions."""
+        folder = self.output_dir(name)
+        files = [*folder.glob("*.safetensors"), *folder.glob("generator/*.safetensors"), *folder.glob("predictions/*")]
+        end = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+        results = json.loads((folder / "results.json").read_text())
+        kept = ("steps", "best_step", "validation", "lineage")
+        return end | {"metrics": results["metrics"]} | {name: results["run"][name] for name in kept}
+
+
+@pytest.fixture(scope="session")
+def subjects(checkpoints, topics, corpus, tmp_path_factory):
+    """Return a function that gives a kind of training by its name, run to its end once per session."""
+    made = {}
+
+    def get(name: str) -> Subject:
+        if name not in made:
+            folder = tmp_path_factory.mktemp("subject")
+            made[name] = Subject(name, checkpoints, {"topics": topics, "corpus": corpus}, folder)
+        return made[name]
+
+    return get

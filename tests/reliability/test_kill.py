@@ -1,0 +1,60 @@
+"""Killed anywhere, the same command goes on, and ends in bit-identical weights."""
+
+import random
+from functools import partial
+
+import pytest
+from reliability.conftest import SUBJECTS
+from reliability.killing import die_in_save
+
+QUICK = ("full", "mlm")  # the others are slow
+POINTS, MOMENTS = 6, 6  # per kind of training
+
+
+def some(names):
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def finish_and_compare(subject, name):
+    assert subject.run(name) == 0, subject.log(name)
+    assert subject.end(name) == subject.whole
+
+
+@pytest.mark.parametrize(
+    "share", [0.12, 0.4, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.25, 0.55, 0.8, 1))]
+)
+@pytest.mark.parametrize("kind", some(SUBJECTS))
+def test_killed_at_a_write(subjects, kind, share):
+    subject = subjects(kind)
+    assert subject.writes > 50
+    name = f"write {share}"
+    assert subject.run(name, die_at=int(share * subject.writes)) == -9
+    finish_and_compare(subject, name)
+
+
+@pytest.mark.parametrize("moment", range(MOMENTS))
+@pytest.mark.parametrize("kind", [pytest.param(name, marks=pytest.mark.slow) for name in SUBJECTS])
+def test_killed_at_a_random_moment_of_a_save(subjects, kind, moment):
+    subject, generator = subjects(kind), random.Random(f"{kind} {moment}")
+    name = f"moment {moment}"
+    number, seconds = generator.randint(1, 3), generator.uniform(0, 0.06)
+    assert subject.run(name, prepare=partial(die_in_save, number, seconds)) == -9
+    finish_and_compare(subject, name)
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param("full", marks=pytest.mark.slow), pytest.param("mlm", marks=pytest.mark.slow)]
+)
+def test_killed_again_and_again(subjects, kind):
+    subject, generator = subjects(kind), random.Random(kind)
+    killed = 0
+    for _ in range(12):
+        code = subject.run("again", die_at=generator.randint(5, subject.writes // 2))
+        assert code in (-9, 0), subject.log("again")
+        if code == 0:
+            break
+        killed += 1
+    else:
+        assert subject.run("again") == 0
+    assert killed >= 3
+    assert subject.end("again") == subject.whole
