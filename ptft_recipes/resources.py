@@ -44,7 +44,7 @@ def check_free_space(model: torch.nn.Module, training_args: TrainingArguments) -
     free = shutil.disk_usage(training_args.output_dir).free
     if free < needed:
         raise InputError(
-            f"{training_args.output_dir}: {free / 2**20:,.0f} MiB free, and the run needs {needed / 2**20:,.0f} MiB "
+            f"{training_args.output_dir}: {free / 2**20:,.1f} MiB free, and the run needs {needed / 2**20:,.1f} MiB "
             "(the weights and one checkpoint); free some, choose another --output_dir, or save less: "
             "--save_only_model true, --tuning lora"
         )
@@ -70,7 +70,8 @@ def explain_full_disk(output_dir: str | Path, last: Callable[[], Path | None]) -
         reason = " ".join(str(error).split())[:200]
         safe = f"{checkpoint} is intact" if (checkpoint := last()) else "no checkpoint was saved before"
         raise ResourceError(
-            f"cannot write to {output_dir} ({free}): {reason}. {safe}; make room, and the same command goes on"
+            f"writing to {output_dir} failed, which has {free} ({reason}). {safe}; make room, and the same command "
+            "goes on"
         ) from error
 
 

@@ -292,3 +292,19 @@ def run_sentences(pretrain_sentences, checkpoint, corpus, tmp_path):
         return pretrain_sentences.main([*argv, *flags])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def subjects(checkpoints, topics, corpus, tmp_path_factory):
+    """Return a function that gives a kind of training by its name, run to its end once per session."""
+    from reliability.subjects import Subject
+
+    made = {}
+
+    def get(name: str) -> Subject:
+        if name not in made:
+            folder = tmp_path_factory.mktemp("subject")
+            made[name] = Subject(name, checkpoints, {"topics": topics, "corpus": corpus}, folder)
+        return made[name]
+
+    return get

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
 from reliability.killing import run
 
 COMMON = ["--learning_rate", "5e-3", "--per_device_train_batch_size", "8", "--max_length", "32", "--bf16", "false"]
@@ -62,17 +61,3 @@ class Subject:
         results = json.loads((folder / "results.json").read_text())
         kept = ("steps", "best_step", "validation", "lineage")
         return end | {"metrics": results["metrics"]} | {name: results["run"][name] for name in kept}
-
-
-@pytest.fixture(scope="session")
-def subjects(checkpoints, topics, corpus, tmp_path_factory):
-    """Return a function that gives a kind of training by its name, run to its end once per session."""
-    made = {}
-
-    def get(name: str) -> Subject:
-        if name not in made:
-            folder = tmp_path_factory.mktemp("subject")
-            made[name] = Subject(name, checkpoints, {"topics": topics, "corpus": corpus}, folder)
-        return made[name]
-
-    return get

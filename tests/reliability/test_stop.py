@@ -1,0 +1,101 @@
+"""SIGTERM and Ctrl-C: the step is finished, a checkpoint saved, a code returned, and nothing left behind."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT
+from reliability.killing import signal_at_step
+
+STOPPED = 75
+EPOCH_ENDS = 12  # "full": the step at which the first epoch ends
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "step"),
+    [
+        ("full", signal.SIGTERM, 7),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("full", signal.SIGINT, 1),
+                ("full", signal.SIGTERM, EPOCH_ENDS),
+                ("full", signal.SIGTERM, 24),
+                ("epochs", signal.SIGTERM, EPOCH_ENDS),
+                ("epochs", signal.SIGINT, 20),
+                ("gradient accumulation", signal.SIGTERM, 9),
+                ("loader workers", signal.SIGINT, 9),
+                ("lora", signal.SIGTERM, 3),
+                ("mlm", signal.SIGTERM, 3),
+                ("mlm, streamed", signal.SIGTERM, 14),
+                ("replaced tokens", signal.SIGTERM, 4),
+            ]
+        ),
+    ],
+)
+def test_a_signal_saves_and_stops_and_the_same_command_goes_on(subjects, kind, number, step):
+    subject = subjects(kind)
+    name = f"{number.name} {step}"
+    assert subject.run(name, prepare=partial(signal_at_step, step, number)) == STOPPED, subject.log(name)
+    assert f"checkpoint-{step}, the same command goes on from there" in subject.log(name)
+    assert "Traceback" not in subject.log(name)
+    assert subject.run(name) == 0
+    assert f"checkpoint-{step}\n" in subject.log(name)
+    assert subject.end(name) == subject.whole
+
+
+def test_a_second_ctrl_c_leaves_at_once(subjects):
+    subject = subjects("full")
+    assert subject.run("twice", prepare=partial(signal_at_step, 7, signal.SIGINT, times=2)) == 130
+    assert not (subject.output_dir("twice") / "checkpoint-7").exists()
+    assert "Traceback" not in subject.log("twice")
+    assert subject.run("twice") == 0
+    assert subject.end("twice") == subject.whole
+
+
+def launch(subject, name, *launcher, processes=1) -> tuple[subprocess.Popen, list[str]]:
+    """Start a run under a launcher, as a scheduler does it: in a process group of its own."""
+    config = ROOT / "accelerate_configs" / ("cpu.yaml" if processes == 1 else "multi_cpu.yaml")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command += ["--main_process_port", "0"] * (processes > 1)
+    command += [str(ROOT / "recipes" / f"{subject.recipe}.py"), *subject.argv]
+    command += ["--output_dir", str(subject.output_dir(name)), "--num_train_epochs", "400", "--logging_steps", "1"]
+    with open(subject.folder / f"{name}.log", "w", encoding="utf-8") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
+def wait_until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("how", ["SIGTERM to the launcher", "SIGTERM to all", "Ctrl-C", "SIGKILL to the launcher"])
+def test_under_accelerate_launch_nothing_is_left_behind(subjects, how, processes):
+    subject = subjects("full")
+    name = f"{how} {processes}"
+    launcher = launch(subject, name, processes=processes)
+    wait_until(lambda: "step 3/" in subject.log(name))
+    family = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]
+    assert len(family) >= 1 + processes
+    if "launcher" in how:
+        launcher.send_signal(signal.SIGTERM if "SIGTERM" in how else signal.SIGKILL)
+    else:
+        os.killpg(launcher.pid, signal.SIGINT if how == "Ctrl-C" else signal.SIGTERM)
+    code = launcher.wait(timeout=60)
+    assert code != 0
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive, "no orphan"
+    step = re.findall(r"step (\d+)/", subject.log(name))[-1]
+    assert f"checkpoint-{step}, the same command goes on from there" in subject.log(name)
+    assert Path(subject.output_dir(name), f"checkpoint-{step}", "manifest.json").exists()
