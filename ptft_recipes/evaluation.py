@@ -14,7 +14,7 @@ from transformers import EvalPrediction
 from ptft_recipes.labels import MULTI, REGRESSION, SINGLE
 from ptft_recipes.metrics import confusion_matrix, probabilities
 from ptft_recipes.provenance import describe_stage, peak_memory, saved_mib, seconds_since_start
-from ptft_recipes.reporting import plot_confusion_matrix, plot_learning_curves
+from ptft_recipes.reporting import plot_confusion_matrix, plot_learning_curves, write_text
 from ptft_recipes.significance import bootstrap_intervals
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def _finish(trainer, results: dict[str, Any]) -> None:
     # In the model's own config, which every copy of it keeps and the next stage reads.
     trainer.model.config.lineage = run["lineage"]
     trainer.model.config.save_pretrained(output_dir)
-    (output_dir / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(output_dir / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     log_results(results, output_dir)
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ptft_recipes.evaluation import split_by_class
 from ptft_recipes.provenance import peak_memory, seconds_since_start
+from ptft_recipes.reporting import write_text
 from ptft_recipes.significance import bootstrap_intervals
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def write_tokenizer_results(output_dir: str | Path, metrics: dict[str, dict], ru
     run = run | {"seconds": {"total": round(seconds_since_start(), 1)}, "peak_memory_gib": peak_memory("cpu")}
     results = {"split": "test", "metrics": metrics, "run": run}
     # Last: a folder with results.json is a finished run.
-    (output_dir / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(output_dir / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     logger.info("held-out text, with 95 % bootstrap intervals over its documents:")
     domain, others = split_by_class(metrics)
     for name, scores in {run["data"]["name"]: domain, **others}.items():

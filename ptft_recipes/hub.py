@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from ptft_recipes.errors import InputError
 from ptft_recipes.evaluation import format_score, split_by_class
+from ptft_recipes.reporting import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,8 @@ def write_model_card(output_dir: Path, results: dict[str, Any], task: str, model
     plots = [f"![{path.stem.replace('_', ' ')}](plots/{path.name})" for path in sorted(output_dir.glob("plots/*.png"))]
     sections.insert(3, "\n\n".join(plots))
     body = "\n\n".join(section for section in sections if section)
-    ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n{body}\n").save(output_dir / "README.md")
+    card = ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n{body}\n")
+    write_text(output_dir / "README.md", str(card))
 
 
 def _name_base_model(output_dir: Path, base_model: str) -> None:

@@ -1,5 +1,6 @@
 """What a run leaves for people: plots and plain files."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,16 @@ import numpy as np
 import yaml
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is there as a whole or not at all, whenever the process is killed."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
 def write_yaml(path: Path, config: dict[str, Any]) -> None:
     """Write a flat configuration, in its own order, a line per value."""
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=float("inf"))
-    path.write_text(text, encoding="utf-8")
+    write_text(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=float("inf")))
 
 
 def plot_confusion_matrix(counts: np.ndarray, label_names: list[str], path: Path) -> None:

@@ -150,6 +150,8 @@ class SealedTrainer(Trainer):
         self._check_finite()
         with explain_full_disk(output_dir or self.args.output_dir, self._newest_intact):
             super().save_model(output_dir, _internal_call)
+        if self.args.should_save:  # PEFT writes a card, with a path of this machine; a run's own is its last file
+            Path(output_dir or self.args.output_dir, "README.md").unlink(missing_ok=True)
 
     def _check_finite(self) -> None:
         if broken := non_finite_weights(self.model):
