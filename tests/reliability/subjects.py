@@ -1,8 +1,11 @@
 """What is interrupted: every kind of training, each on a tiny model, and how the end of a run is compared."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+from conftest import ROOT
 from reliability.killing import run
 
 COMMON = ["--learning_rate", "5e-3", "--per_device_train_batch_size", "8", "--max_length", "32", "--bf16", "false"]
@@ -49,6 +52,16 @@ class Subject:
     def run(self, name: str, *flags: str, **kwargs) -> int:
         argv = [*self.argv, "--output_dir", str(self.output_dir(name)), *flags]
         return run(self.recipe, argv, self.folder / f"{name}.log", **kwargs)
+
+    def launch(self, name: str, processes: int, *flags: str) -> subprocess.Popen:
+        """Start a run under `accelerate launch`, in a process group of its own as a scheduler does it."""
+        config = ROOT / "accelerate_configs" / ("cpu.yaml" if processes == 1 else "multi_cpu.yaml")
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+        command += ["--main_process_port", "0"] * (processes > 1)
+        command += [str(ROOT / "recipes" / f"{self.recipe}.py"), *self.argv]
+        command += ["--output_dir", str(self.output_dir(name)), *flags]
+        with open(self.folder / f"{name}.log", "a", encoding="utf-8") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()

@@ -1,6 +1,9 @@
 """Killed anywhere, the same command goes on, and ends in bit-identical weights."""
 
+import os
 import random
+import signal
+import time
 from functools import partial
 
 import pytest
@@ -56,3 +59,30 @@ def test_killed_again_and_again(subjects, kind):
         assert subject.run("again") == 0
     assert killed >= 3
     assert subject.end("again") == subject.whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["full", "lora", "mlm", "replaced tokens"])
+def test_two_processes_killed_at_random_moments(subjects, kind):
+    subject, generator = subjects(kind), random.Random(f"two {kind}")
+    assert subject.launch("two", 2).wait(timeout=300) == 0, subject.log("two")
+    whole = subject.end("two")
+    assert whole["steps"] < subject.whole["steps"]
+    killed = 0
+    for _ in range(8):
+        launcher = subject.launch("two, killed", 2)
+        end = time.monotonic() + 120
+        while "step " not in subject.log("two, killed") and launcher.poll() is None:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        time.sleep(generator.uniform(0, 2))
+        if launcher.poll() is not None:
+            break
+        os.killpg(launcher.pid, signal.SIGKILL)
+        killed += launcher.wait() == -9
+        (subject.folder / "two, killed.log").write_text("")
+    else:
+        launcher = subject.launch("two, killed", 2)
+    assert launcher.wait(timeout=300) == 0, subject.log("two, killed")
+    assert killed >= 1
+    assert subject.end("two, killed") == whole

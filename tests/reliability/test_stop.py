@@ -3,15 +3,12 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
 from reliability.killing import signal_at_step
 
 STOPPED = 75
@@ -60,17 +57,6 @@ def test_a_second_ctrl_c_leaves_at_once(subjects):
     assert subject.end("twice") == subject.whole
 
 
-def launch(subject, name, *launcher, processes=1) -> tuple[subprocess.Popen, list[str]]:
-    """Start a run under a launcher, as a scheduler does it: in a process group of its own."""
-    config = ROOT / "accelerate_configs" / ("cpu.yaml" if processes == 1 else "multi_cpu.yaml")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command += ["--main_process_port", "0"] * (processes > 1)
-    command += [str(ROOT / "recipes" / f"{subject.recipe}.py"), *subject.argv]
-    command += ["--output_dir", str(subject.output_dir(name)), "--num_train_epochs", "400", "--logging_steps", "1"]
-    with open(subject.folder / f"{name}.log", "w", encoding="utf-8") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-
-
 def wait_until(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
@@ -84,7 +70,7 @@ def wait_until(condition, seconds=120):
 def test_under_accelerate_launch_nothing_is_left_behind(subjects, how, processes):
     subject = subjects("full")
     name = f"{how} {processes}"
-    launcher = launch(subject, name, processes=processes)
+    launcher = subject.launch(name, processes, "--num_train_epochs", "400", "--logging_steps", "1")
     wait_until(lambda: "step 3/" in subject.log(name))
     family = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]
     assert len(family) >= 1 + processes
