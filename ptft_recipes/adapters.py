@@ -1,6 +1,7 @@
 """Any method of PEFT by its own name: its config filled from text, its targets chosen, every mistake named."""
 
 import dataclasses
+import logging
 import re
 import typing
 from pathlib import Path
@@ -26,6 +27,8 @@ from ptft_recipes import bottleneck  # noqa: F401 -- PEFT knows the method from 
 from ptft_recipes.architectures import sub_layers
 from ptft_recipes.embeddings import restore_output_bias, trainable_tokens
 from ptft_recipes.errors import InputError, nearest
+
+logger = logging.getLogger(__name__)
 
 PROMPT_FIELDS = {
     "token_dim": "hidden_size",
@@ -191,6 +194,10 @@ class AdaLoraCallback(TrainerCallback):
                 f"{config.total_step} steps to share out ranks in"
             )
         tuner.rankallocator.set_total_step(config.total_step)
+        if state.global_step:
+            logger.warning(
+                "adalora: importance scores are not in a checkpoint; the ranks may end otherwise than without the stop"
+            )
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):  # noqa: D102
         tuner = model.base_model

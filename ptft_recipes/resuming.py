@@ -44,6 +44,9 @@ MAY_GROW = ("num_train_epochs", "max_steps")
 COMPARED = ("recipe", "processes", "precision", "device")
 NOTED = ("hardware", "versions")
 
+# The loader workers of a run that was killed hold its lock until they notice, which takes them 5 s.
+LOCK_SECONDS = 7
+
 _lock: list[FileLock] = []  # of this process, which holds it until it ends or starts another run
 
 
@@ -91,6 +94,11 @@ def _decide(training_args: TrainingArguments, run: dict[str, Any], allow_changes
         _check_nothing_is_lost(output_dir, run)
         return started
     changed = check_same_run(checkpoint, run, allow_changes)
+    if not list(checkpoint.glob("rng_state*.pth")):
+        raise InputError(
+            f"{checkpoint} has the model and not the state of its training (--save_only_model), so nothing can go on "
+            f"from there. To begin anew with its weights: --model_name_or_path {checkpoint} and another --output_dir"
+        )
     if training_args.load_best_model_at_end:
         _check_best(checkpoint)
     sealed = read_manifest(checkpoint)["run"]
@@ -111,7 +119,7 @@ def _hold_lock(output_dir: Path) -> None:
     if not nearest_folder.is_dir() or not os.access(nearest_folder, os.W_OK):
         raise InputError(what)
     _lock.clear()  # a lock that nobody holds any more is released
-    lock = FileLock(output_dir / ".lock", timeout=0, is_singleton=True)
+    lock = FileLock(output_dir / ".lock", timeout=LOCK_SECONDS, is_singleton=True)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         lock.acquire()

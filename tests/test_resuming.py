@@ -8,6 +8,7 @@ import yaml
 from filelock import FileLock
 from transformers import TrainingArguments
 
+from ptft_recipes import resuming
 from ptft_recipes.checkpoints import seal_checkpoint
 from ptft_recipes.errors import InputError
 from ptft_recipes.resuming import check_same_run, claim_output_dir, identify
@@ -24,6 +25,7 @@ def describe(**config):
 def seal(folder, step, best=None, **config):
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
+    (path / "rng_state.pth").touch()
     (path / "trainer_state.json").write_text('{"best_model_checkpoint": %s}' % (f'"{best}"' if best else "null"))
     seal_checkpoint(path, identify(describe(**config) | {"id": "first", "data": DATA}))
     return path
@@ -167,6 +169,14 @@ def test_another_version_is_said_and_not_refused(tmp_path, library_log):
     assert "versions: {'torch': '2.13.0'} then, now {'torch': '3.0'}" in library_log.text
 
 
+def test_weights_alone_cannot_be_gone_on_from(tmp_path):
+    path = seal(tmp_path, 3)
+    (path / "rng_state.pth").unlink()
+    seal_checkpoint(path, identify(describe() | {"id": "first", "data": DATA}))
+    with pytest.raises(InputError, match=r"checkpoint-3 has the model and not the state of its training"):
+        claim(tmp_path)
+
+
 def test_the_best_checkpoint_must_be_intact_too_where_the_run_will_end_with_it(tmp_path):
     seal(tmp_path, 3)
     seal(tmp_path, 6, best="/moved/since/checkpoint-3")
@@ -185,7 +195,8 @@ def _claim_in_another_process(folder, answers):
         answers.put(str(error))
 
 
-def test_two_runs_cannot_share_a_folder(tmp_path):
+def test_two_runs_cannot_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(resuming, "LOCK_SECONDS", 0)
     lock = FileLock(tmp_path / ".lock")
     context = multiprocessing.get_context("fork")
     with lock:

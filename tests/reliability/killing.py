@@ -99,6 +99,7 @@ def run_in_process(recipe: str, argv: list[str], log: str, prepare=None, die_at:
     from ptft_recipes.cli import run_command
 
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of loader workers: as where a run is not a test
     if prepare:
         prepare()
     writes = Writes(argv[argv.index("--output_dir") + 1], die_at)
