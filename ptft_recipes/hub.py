@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, set_client_factory
+from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils._http import default_client_factory
 
 from ptft_recipes.errors import InputError, PushError
@@ -70,7 +71,7 @@ def publish(trainer, results: dict[str, Any], task: str) -> None:
     set_client_factory(_client_with_timeout)
     try:
         repo_id = HfApi().create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if private and not HfApi().repo_info(repo_id).private:
+        if private and not HfApi().repo_info(repo_id, timeout=SILENCE).private:
             raise PushError(f"{repo_id} {PUBLIC}; nothing was pushed, everything is in {output_dir}")
         write_model_card(output_dir, results, task, repo_id)
         url = HfApi().upload_folder(repo_id=repo_id, folder_path=output_dir, allow_patterns=files)
@@ -79,8 +80,8 @@ def publish(trainer, results: dict[str, Any], task: str) -> None:
     except Exception as error:  # the client raises many kinds, and none of them may look like success
         retry = ["hf", "upload", repo_id, str(output_dir), ".", "--private" if private else "--no-private"]
         command = shlex.join([*retry, *(token for name in files for token in ("--include", name))])
-        reason = _one_line(error)
-        raise PushError(f"the push to {repo_id} failed ({reason}); all is in {output_dir}. Retry: {command}") from error
+        what = f"the push to {repo_id} failed ({_one_line(error)}); everything is in {output_dir}"
+        raise PushError(f"{what}. Retry: {command}") from error
     logger.info("pushed to %s", url)
 
 
@@ -115,10 +116,12 @@ def check_login(repo_id: str | None = None, private: bool = True) -> None:
         repo_id = repo_id if "/" in repo_id else f"{owners[0]}/{repo_id}"
         if (owner := repo_id.partition("/")[0]) not in owners:
             raise InputError(f"--hub_model_id {repo_id}: you can push to {', '.join(owners)}, not to {owner}")
-        if private and HfApi().repo_exists(repo_id) and not HfApi().repo_info(repo_id).private:
+        if private and not HfApi().repo_info(repo_id, timeout=SILENCE).private:
             raise InputError(f"--hub_model_id: {repo_id} {PUBLIC}")
     except InputError:
         raise
+    except RepositoryNotFoundError:
+        return  # it will be made
     except Exception as error:  # the client raises many kinds
         login = "no login at the Hub; `hf auth login`, or set HF_TOKEN"
         raise InputError(f"--push_to_hub: {login} ({_one_line(error)})") from error
@@ -126,7 +129,9 @@ def check_login(repo_id: str | None = None, private: bool = True) -> None:
 
 def _client_with_timeout():
     client = default_client_factory()
-    client.timeout = SILENCE  # it has none of its own: a server that says nothing would hold a run for ever
+    client.timeout = (
+        SILENCE  # it has none of its own (nor has `repo_info`): a server that says nothing would hold a run for ever
+    )
     return client
 
 

@@ -2,8 +2,9 @@
 
 import json
 import logging
+import re
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -82,18 +83,18 @@ def from_pretrained(auto_class, model_args: ModelArguments, **kwargs):
 
 
 def shard_names(index: str | Path) -> list[str]:
-    """Return the names of the files that `model.safetensors.index.json` lists, which must lie beside it.
+    """Return the names of the files that `model.safetensors.index.json` lists, all safetensors beside it.
 
     Raises:
-        InputError: It cannot be read, or leads to another folder.
+        InputError: It cannot be read, or leads to another folder or format.
     """
     try:
         names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-        outside = [name for name in names if PurePosixPath(name).name != name or "\\" in name]
+        wrong = [name for name in names if not re.fullmatch(r"[^/\\]+\.safetensors", name)]
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise InputError(f"{index}: no readable index of weights: {error!r}") from None
-    if outside:
-        raise InputError(f"{index}: it names {outside[0]!r}; the weights must lie in the same folder")
+    if wrong:
+        raise InputError(f"{index}: it names {wrong[0]!r}, which is no safetensors file beside it")
     return names
 
 
