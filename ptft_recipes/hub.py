@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import shlex
 from pathlib import Path
@@ -28,19 +29,17 @@ ALLOWED = (
     "generator/tokenizer_config.json",
 )  # fmt: skip
 
+NO_LOGIN = "no login at the Hub; `hf auth login`, or set HF_TOKEN"
 PUBLIC = "is public already; pass --hub_private_repo false to push there"
 SILENCE = (
     60.0  # seconds after which a request that gets no answer counts as failed; the client tries some again, 5 times
 )
-
 # By the Hub's name of the task: the Auto class, a name for the pipeline, an input for it.
 USAGE = {
     "text-classification": ("AutoModelForSequenceClassification", "classify", '"Some text."'),
     "fill-mask": ("AutoModelForMaskedLM", "fill", 'f"Some {fill.tokenizer.mask_token}."'),
     "feature-extraction": ("AutoModel", "encode", '"Some text.", return_tensors=True'),
 }
-
-
 PRETRAINING_TASKS = ("fill-mask", "feature-extraction")
 
 
@@ -59,8 +58,7 @@ def publish(trainer, results: dict[str, Any], task: str) -> None:
     """
     if not trainer.is_world_process_zero():
         return
-    args = trainer.args
-    output_dir = Path(args.output_dir)
+    args, output_dir = trainer.args, Path(trainer.args.output_dir)
     if (output_dir / "adapter_config.json").exists():
         _name_base_model(output_dir, results["run"]["base_model"])
     write_model_card(output_dir, results, task, str(output_dir))
@@ -68,7 +66,7 @@ def publish(trainer, results: dict[str, Any], task: str) -> None:
         return
     repo_id, private = args.hub_model_id or output_dir.absolute().name, args.hub_private_repo is not False
     files = pushed_files(output_dir)
-    set_client_factory(_client_with_timeout)
+    _limit_waiting()
     try:
         repo_id = HfApi().create_repo(repo_id, private=private, exist_ok=True).repo_id
         if private and not HfApi().repo_info(repo_id, timeout=SILENCE).private:
@@ -79,9 +77,9 @@ def publish(trainer, results: dict[str, Any], task: str) -> None:
         raise
     except Exception as error:  # the client raises many kinds, and none of them may look like success
         retry = ["hf", "upload", repo_id, str(output_dir), ".", "--private" if private else "--no-private"]
-        command = shlex.join([*retry, *(token for name in files for token in ("--include", name))])
+        retry += [token for name in files for token in ("--include", name)]
         what = f"the push to {repo_id} failed ({_one_line(error)}); everything is in {output_dir}"
-        raise PushError(f"{what}. Retry: {command}") from error
+        raise PushError(f"{what}. Retry: {shlex.join(retry)}") from error
     logger.info("pushed to %s", url)
 
 
@@ -91,8 +89,8 @@ def pushed_files(output_dir: Path) -> list[str]:
     Raises:
         PushError: One of them is a link, or lies behind one.
     """
-    files = sorted({path for pattern in ALLOWED for path in output_dir.glob(pattern) if path.is_file()})
-    names = [path.relative_to(output_dir) for path in files]
+    files = {path for pattern in ALLOWED for path in output_dir.glob(pattern) if path.is_file()}
+    names = sorted(path.relative_to(output_dir) for path in files)
     if links := [name for name in names if (output_dir / name).resolve() != output_dir.resolve() / name]:
         raise PushError(f"{output_dir / links[0]} is a link, and could lead to anything; nothing was pushed")
     return [name.as_posix() for name in names]
@@ -105,7 +103,7 @@ def check_login(repo_id: str | None = None, private: bool = True) -> None:
         repo_id: Where is to be pushed; a name alone is one of the user's own. None asks for the login alone.
         private: It must not be public.
     """
-    set_client_factory(_client_with_timeout)
+    _limit_waiting()
     try:
         user = HfApi().whoami()
         if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
@@ -122,17 +120,21 @@ def check_login(repo_id: str | None = None, private: bool = True) -> None:
         raise
     except RepositoryNotFoundError:
         return  # it will be made
-    except Exception as error:  # the client raises many kinds
-        login = "no login at the Hub; `hf auth login`, or set HF_TOKEN"
-        raise InputError(f"--push_to_hub: {login} ({_one_line(error)})") from error
+    except Exception as error:  # as above
+        raise InputError(f"--push_to_hub: {NO_LOGIN} ({_one_line(error)})") from error
 
 
 def _client_with_timeout():
     client = default_client_factory()
-    client.timeout = (
-        SILENCE  # it has none of its own (nor has `repo_info`): a server that says nothing would hold a run for ever
-    )
+    client.timeout = SILENCE
     return client
+
+
+def _limit_waiting() -> None:
+    """Give the client timeouts: in Python it has none, and in Rust many minutes of tries."""
+    set_client_factory(_client_with_timeout)
+    os.environ.setdefault("HF_XET_CLIENT_READ_TIMEOUT", f"{SILENCE:.0f}s")
+    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_DURATION", f"{SILENCE:.0f}s")
 
 
 def _one_line(error: Exception) -> str:

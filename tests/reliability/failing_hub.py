@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 @contextmanager
-def failing_hub(fault="", at="/commit/", role="write", public=()):
+def failing_hub(fault="", at="/commit/", role="write", public=(), upload_mode="regular"):
     """Serve a Hub.
 
     Args:
@@ -15,6 +15,7 @@ def failing_hub(fault="", at="/commit/", role="write", public=()):
         at: What a path must hold to fail.
         role: Of the user's token.
         public: Names of repositories that exist and are public.
+        upload_mode: What the Hub says of every file: `regular`, or `lfs` for the Xet protocol.
 
     Yields:
         Its URL, and the list of (method, path, body) of all requests.
@@ -50,7 +51,7 @@ def failing_hub(fault="", at="/commit/", role="write", public=()):
             if path == "/api/validate-yaml":
                 return 200, {"errors": [], "warnings": []}
             if "/preupload/" in path:
-                files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+                files = [{"path": file["path"], "uploadMode": upload_mode, "shouldIgnore": False, "oid": None}
                          for file in json.loads(body)["files"]]  # fmt: skip
                 return 200, {"files": files}
             if "/commit/" in path:

@@ -633,6 +633,8 @@ def client_of(url):
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         patch.setattr(hub, "HfApi", partial(huggingface_hub.HfApi, endpoint=url, token="hf_test"))
         patch.setattr(hub, "SILENCE", 0.5)
+        for name in ("READ_TIMEOUT", "RETRY_MAX_DURATION"):
+            patch.setenv(f"HF_XET_CLIENT_{name}", "500ms")
         patch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between the client's retries
         yield patch
     huggingface_hub.set_client_factory(default_client_factory)
@@ -743,11 +745,14 @@ def small_run(checkpoint, topics, output_dir):
     pytest.param("500", "/preupload/", marks=pytest.mark.slow),  # the client tries five times more
     pytest.param("reset", "/commit/", marks=pytest.mark.slow),
     pytest.param("stall", "/commit/", marks=pytest.mark.slow),
+    pytest.param("500", "/xet-write-token/", marks=pytest.mark.slow),  # the Xet protocol: in Rust
+    pytest.param("stall", "/xet-write-token/", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_run_whose_push_fails_exits_with_5(checkpoint, topics, tmp_path, fault, at):
     flags = [*small_run(checkpoint, topics, tmp_path / "run"), "--push_to_hub", "true", "--hub_model_id", "mine"]
-    with failing_hub(fault, at) as (url, seen):
-        done = command("finetune_cls", *flags, url=url, home=tmp_path / "home", silence=2)
+    xet = {"HF_HUB_DISABLE_XET": "0"} if "xet" in at else {}
+    with failing_hub(fault, at, upload_mode="lfs" if xet else "regular") as (url, seen):
+        done = command("finetune_cls", *flags, url=url, home=tmp_path / "home", silence=2, environment=xet)
     assert done.returncode == 5, done.stderr
     assert re.search(r"finetune_cls.py: error: the push to me/mine failed .* Retry: hf upload me/mine", done.stderr)
     assert "Traceback" not in done.stderr
