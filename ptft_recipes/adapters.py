@@ -19,6 +19,7 @@ from peft import (
     PromptLearningConfig,
     get_peft_model,
 )
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as IA3_TARGETS
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.pytorch_utils import Conv1D
@@ -40,6 +41,8 @@ SAVED_BY_PEFT = {
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
 }
+# Fields of an adapter_config.json by which PEFT would import a module or open files outside of the adapter's folder.
+REACH_OUTSIDE = ("megatron_config", "prompt_tuning_init_state_dict_path", "adapters")
 NOT_YET_KNOWN = 10**9  # AdaLoRA's total_step, which its callback sets when training starts
 
 
@@ -86,8 +89,19 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
     """
     if not (Path(folder) / "adapter_config.json").exists():
         raise InputError(f"--tuning {folder}: the folder has no adapter_config.json")
+    if not (Path(folder) / SAFETENSORS_WEIGHTS_NAME).is_file():
+        raise InputError(
+            f"--tuning {folder}: no {SAFETENSORS_WEIGHTS_NAME}; another format is not read, it can run code"
+        )
     try:
+        config = PeftConfig.from_pretrained(folder)
+        if reaching := [name for name in REACH_OUTSIDE if getattr(config, name, None)]:
+            raise InputError(
+                f"--tuning {folder}: its adapter_config.json sets {reaching[0]}, which leads outside of it"
+            )
         model = PeftModel.from_pretrained(model, folder, is_trainable=True)
+    except InputError:
+        raise
     except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"--tuning {folder}: the adapter does not fit this model: {reason[:400]}") from error
@@ -242,7 +256,10 @@ def parse_kwargs(method: str, config_class: type, tuning_kwargs: list[str]) -> d
         if name not in settable:
             there = ", ".join(sorted(settable))
             raise InputError(f"--tuning_kwargs {name}: {method} has no such field{nearest(name, settable)} ({there})")
-        value = yaml.safe_load(text)
+        try:
+            value = yaml.safe_load(text)
+        except (yaml.YAMLError, RecursionError) as error:
+            raise InputError(f"--tuning_kwargs {pair:.80}: {getattr(error, 'problem', error)}") from None
         if isinstance(value, str) and _is_float(value):
             value = float(value)  # YAML reads 1e-3 as text
         elif type(value) is int and _takes(types[name], float) and not _takes(types[name], int):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+LOADED = {".bin", ".pt", ".pth", ".safetensors"}  # what Trainer would read if it were there
 
 
 def checkpoints_in(output_dir: str | Path) -> list[Path]:
@@ -84,6 +85,9 @@ def find_damage(folder: str | Path) -> str:
             return f"{name} is missing"
         if (size := (folder / name).stat().st_size) != entry["size"]:
             return f"{name} has {size:,} bytes instead of {entry['size']:,}"
+    extra = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.suffix in LOADED)
+    if unknown := [name for name in extra if name not in files]:
+        return f"{unknown[0]} was not saved with it"
     paths = [folder / name for name in files]
     try:
         with ThreadPoolExecutor() as pool:

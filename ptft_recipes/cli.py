@@ -132,21 +132,32 @@ def _read_config(path: str, parser: _RecipeParser, names: set[str]) -> list[str]
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         parser.error(f"--config {path}: {error}")
-    except yaml.YAMLError as error:
-        parser.error(f"--config {path}: not valid YAML: {error}")
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)  # and not PyYAML's own message, which quotes the file
+        place = f":{mark.line + 1}" if mark else ""
+        parser.error(f"--config {path}{place}: not valid YAML: {getattr(error, 'problem', error)}")
     if root is None:
         return []
     if not isinstance(root, yaml.MappingNode):
         parser.error(f"--config {path}: expected lines of the form `key: value`")
     argv, seen = [], set()
     for key_node, value_node in root.value:
-        key = str(key_node.value)
         parser.where = f"{path}:{key_node.start_mark.line + 1}: "
+        if not isinstance(key_node, yaml.ScalarNode):  # to write one out would unfold its aliases
+            parser.error("expected lines of the form `key: value`")
+        key = key_node.value
         if key not in names:
             parser.error(f"unknown key {key!r}{nearest(key, names)}")
         if key in seen:
             parser.error(f"{key!r} stands here a second time")
         seen.add(key)
+        if key == "hub_token":
+            parser.error("a token is never read from a file; use `hf auth login`, or set HF_TOKEN")
+        for node in [value_node, *(value_node.value if isinstance(value_node, yaml.SequenceNode) else ())]:
+            if ":python/" in node.tag or not node.tag.startswith("tag:yaml.org,2002:"):
+                parser.error(
+                    f"{key!r} has the tag {node.tag.removeprefix('tag:yaml.org,2002:')!r}; write a plain value"
+                )
         if isinstance(value_node, yaml.ScalarNode):
             if value_node.tag == "tag:yaml.org,2002:null":
                 parser.error(f"{key!r} has no value; leave the line out to keep the default")
@@ -197,6 +208,9 @@ def parse_args(
     path = first.parse_known_args(argv)[0].config
     from_file = _read_config(path, parser, names) if path else []
     namespace = parser.parse([*from_file, *argv])
+    if getattr(namespace, "trust_remote_code", False) and not parser.parse(argv).trust_remote_code:
+        # Who passes a file on must not decide it for who runs it.
+        parser.error(f"--config {path}: trust_remote_code runs the code of others; give it on the command line")
     config = {
         name: value
         for name, value in vars(namespace).items()

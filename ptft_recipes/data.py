@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_f
 from ptft_recipes.demo import dataset_rows
 from ptft_recipes.errors import InputError
 from ptft_recipes.labels import encode_labels
-from ptft_recipes.reading import SUFFIXES, check_columns, check_text, read_rows
+from ptft_recipes.reading import SUFFIXES, check_columns, check_saved_names, check_text, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -169,6 +169,7 @@ def _files_of(folder: Path) -> dict[str, Path | None]:
 def _load_dataset(name: str, data_args: DatasetArguments, text_columns, label_column) -> dict[str, Dataset]:
     try:
         if Path(name).is_dir():
+            check_saved_names(name)
             loaded = load_from_disk(name, keep_in_memory=True)  # else caches are written into the user's folder
         else:
             loaded = load_dataset(name, data_args.dataset_config, revision=data_args.dataset_revision)

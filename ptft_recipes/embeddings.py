@@ -1,6 +1,5 @@
 """A checkpoint that knows new words: each starts as the mean of the pieces that it was split into."""
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from ptft_recipes.errors import InputError
-from ptft_recipes.modeling import ModelArguments, pretrained_source
+from ptft_recipes.modeling import ModelArguments, pretrained_source, shard_names
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +34,10 @@ def find_weights(model_args: ModelArguments) -> list[Path]:
     if not index:
         name = model_args.model_name_or_path
         raise InputError(f"{name} has no {SAFE_WEIGHTS_NAME}; save it as safetensors first (save_pretrained does)")
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    return [_find(name, **source) for name in names]
+    shards = {name: _find(name, **source) for name in shard_names(index)}
+    if lost := [name for name, path in shards.items() if path is None]:
+        raise InputError(f"{model_args.model_name_or_path} has no {lost[0]}, which {SAFE_WEIGHTS_INDEX_NAME} names")
+    return [*shards.values()]
 
 
 def extend_checkpoint(

@@ -2,14 +2,17 @@
 
 import json
 import logging
+import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, set_client_factory
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.utils._http import default_client_factory
 
-from ptft_recipes.errors import InputError
+from ptft_recipes.errors import InputError, PushError
 from ptft_recipes.evaluation import format_score, split_by_class
 from ptft_recipes.reporting import write_text
 
@@ -27,15 +30,17 @@ ALLOWED = (
     "generator/tokenizer_config.json",
 )  # fmt: skip
 
-
+NO_LOGIN = "no login at the Hub; `hf auth login`, or set HF_TOKEN"
+PUBLIC = "is public already; pass --hub_private_repo false to push there"
+SILENCE = (
+    60.0  # seconds after which a request that gets no answer counts as failed; the client tries some again, 5 times
+)
 # By the Hub's name of the task: the Auto class, a name for the pipeline, an input for it.
 USAGE = {
     "text-classification": ("AutoModelForSequenceClassification", "classify", '"Some text."'),
     "fill-mask": ("AutoModelForMaskedLM", "fill", 'f"Some {fill.tokenizer.mask_token}."'),
     "feature-extraction": ("AutoModel", "encode", '"Some text.", return_tensors=True'),
 }
-
-
 PRETRAINING_TASKS = ("fill-mask", "feature-extraction")
 
 
@@ -48,49 +53,93 @@ def publish(trainer, results: dict[str, Any], task: str) -> None:
         trainer: The `RecipeTrainer`.
         results: As `score_test_split` returned them.
         task: The Hub's name of the task, e.g. `text-classification`.
+
+    Raises:
+        PushError: The upload failed, for whatever reason; everything is in `output_dir`.
     """
     if not trainer.is_world_process_zero():
         return
-    args = trainer.args
-    output_dir = Path(args.output_dir)
-    repo_id = args.hub_model_id or output_dir.name
+    args, output_dir = trainer.args, Path(trainer.args.output_dir)
     if (output_dir / "adapter_config.json").exists():
         _name_base_model(output_dir, results["run"]["base_model"])
-    if trainer.push_at_end:
-        repo_id = _create_repo(repo_id, private=args.hub_private_repo is not False)
-    write_model_card(output_dir, results, task, repo_id if trainer.push_at_end else str(output_dir))
-    if trainer.push_at_end:
-        try:
-            url = HfApi().upload_folder(repo_id=repo_id, folder_path=output_dir, allow_patterns=ALLOWED)
-        except (HfHubHTTPError, OSError) as error:
-            raise InputError(
-                f"the push to {repo_id} failed ({error}); everything is in {output_dir}. Retry: hf upload {repo_id} "
-                f"{output_dir} . {' '.join(f'--include {pattern!r}' for pattern in ALLOWED)}"
-            ) from error
-        logger.info("pushed to %s", url)
-
-
-def check_login() -> None:
-    """Raise an InputError unless the Hub answers and knows who is asking: before compute is spent."""
+    write_model_card(output_dir, results, task, str(output_dir))
+    if not trainer.push_at_end:
+        return
+    repo_id, private = args.hub_model_id or output_dir.absolute().name, args.hub_private_repo is not False
+    files = pushed_files(output_dir)
+    _limit_waiting()
     try:
-        HfApi().whoami()
-    except (HfHubHTTPError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"--push_to_hub: no login at the Hub; `hf auth login`, or set HF_TOKEN ({reason[:200]})"
-        ) from error
+        repo_id = HfApi().create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if private and not HfApi().repo_info(repo_id, timeout=SILENCE).private:
+            raise PushError(f"{repo_id} {PUBLIC}; nothing was pushed, everything is in {output_dir}")
+        write_model_card(output_dir, results, task, repo_id)
+        url = HfApi().upload_folder(repo_id=repo_id, folder_path=output_dir, allow_patterns=files)
+    except PushError:
+        raise
+    except Exception as error:  # the client raises many kinds, and none of them may look like success
+        retry = ["hf", "upload", repo_id, str(output_dir), ".", "--private" if private else "--no-private"]
+        retry += [token for name in files for token in ("--include", name)]
+        what = f"the push to {repo_id} failed ({_one_line(error)}); everything is in {output_dir}"
+        raise PushError(f"{what}. Retry: {shlex.join(retry)}") from error
+    logger.info("pushed to %s", url)
 
 
-def _create_repo(repo_id: str, private: bool) -> str:
-    api = HfApi()
+def pushed_files(output_dir: Path) -> list[str]:
+    """Return which files of a run may leave the machine: those of `ALLOWED`, and never what a link leads to.
+
+    Raises:
+        PushError: One of them is a link, or lies behind one.
+    """
+    files = {path for pattern in ALLOWED for path in output_dir.glob(pattern) if path.is_file()}
+    names = sorted(path.relative_to(output_dir) for path in files)
+    if links := [name for name in names if (output_dir / name).resolve() != output_dir.resolve() / name]:
+        raise PushError(f"{output_dir / links[0]} is a link, and could lead to anything; nothing was pushed")
+    return [name.as_posix() for name in names]
+
+
+def check_login(repo_id: str | None = None, private: bool = True) -> None:
+    """Raise an InputError unless the Hub answers and lets the user write there: before compute is spent.
+
+    Args:
+        repo_id: Where is to be pushed; a name alone is one of the user's own. None asks for the login alone.
+        private: It must not be public.
+    """
+    _limit_waiting()
     try:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        is_private = api.repo_info(repo_id).private
-    except (HfHubHTTPError, OSError) as error:
-        raise InputError(f"--push_to_hub: cannot create {repo_id}: {error}") from error
-    if private and not is_private:
-        raise InputError(f"{repo_id} is public already; pass --hub_private_repo false to push there")
-    return repo_id
+        user = HfApi().whoami()
+        if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise InputError("--push_to_hub: the token may only read; `hf auth login` with one that may write")
+        if repo_id is None:
+            return
+        owners = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
+        repo_id = repo_id if "/" in repo_id else f"{owners[0]}/{repo_id}"
+        if (owner := repo_id.partition("/")[0]) not in owners:
+            raise InputError(f"--hub_model_id {repo_id}: you can push to {', '.join(owners)}, not to {owner}")
+        if private and not HfApi().repo_info(repo_id, timeout=SILENCE).private:
+            raise InputError(f"--hub_model_id: {repo_id} {PUBLIC}")
+    except InputError:
+        raise
+    except RepositoryNotFoundError:
+        return  # it will be made
+    except Exception as error:  # as above
+        raise InputError(f"--push_to_hub: {NO_LOGIN} ({_one_line(error)})") from error
+
+
+def _client_with_timeout():
+    client = default_client_factory()
+    client.timeout = SILENCE
+    return client
+
+
+def _limit_waiting() -> None:
+    """Give the client timeouts: in Python it has none, and in Rust many minutes of tries."""
+    set_client_factory(_client_with_timeout)
+    os.environ.setdefault("HF_XET_CLIENT_READ_TIMEOUT", f"{SILENCE:.0f}s")
+    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_DURATION", f"{SILENCE:.0f}s")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def write_model_card(output_dir: Path, results: dict[str, Any], task: str, model_id: str) -> None:

@@ -78,7 +78,7 @@ def check_adapters(folders: Sequence[str], base_model: str, label_names: Sequenc
             found = config.base_model_name_or_path
             raise InputError(f"--adapters {folder}: its base is {found}, not {base_model}; see --model_name_or_path")
         methods[config.peft_type.value.lower()] = folder
-        labels = [*AutoConfig.from_pretrained(folder).id2label.values()]
+        labels = [*AutoConfig.from_pretrained(folder, trust_remote_code=False).id2label.values()]
         if labels != [*label_names]:
             raise InputError(f"--adapters {folder}: it predicts {', '.join(labels)}, not {', '.join(label_names)}")
     if len(methods) > 1:

@@ -1,16 +1,31 @@
 """Load models and tokenizers, and know which weights a checkpoint did not bring."""
 
+import json
 import logging
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    dynamic_module_utils,
+)
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from ptft_recipes import demo
 from ptft_recipes.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+# Where transformers or PEFT load something without saying trust_remote_code=False: refuse, ask nobody on stdin.
+dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text", "xmod")
 
@@ -68,6 +83,45 @@ def from_pretrained(auto_class, model_args: ModelArguments, **kwargs):
         reason = " ".join(str(error).split())
         what = f"cannot load {auto_class.__name__} from {model_args.model_name_or_path}"
         raise InputError(f"{what}: {reason[:400]}") from error
+
+
+def shard_names(index: str | Path) -> list[str]:
+    """Return the names of the files that `model.safetensors.index.json` lists, all safetensors beside it.
+
+    Raises:
+        InputError: It cannot be read, or leads to another folder or format.
+    """
+    try:
+        names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+        wrong = [name for name in names if not re.fullmatch(r"[^/\\]+\.safetensors", name)]
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise InputError(f"{index}: no readable index of weights: {error!r}") from None
+    if wrong:
+        raise InputError(f"{index}: it names {wrong[0]!r}, which is no safetensors file beside it")
+    return names
+
+
+def check_source(model_args: ModelArguments, config) -> None:
+    """Raise an InputError for a checkpoint that would have other code or other files loaded than its own.
+
+    Args:
+        model_args: The checkpoint.
+        config: Its config.
+    """
+    name, revision = (pretrained_source(model_args)[key] for key in ("pretrained_model_name_or_path", "revision"))
+    if find_adapter_config_file(name, revision=revision):
+        raise InputError(  # transformers would load the base that it names, and take a pickle for the adapter
+            f"{model_args.model_name_or_path} is an adapter: give its base as --model_name_or_path and the adapter as "
+            "--tuning, or fold it with recipes/merge_adapters.py"
+        )
+    if (index := Path(name, SAFE_WEIGHTS_INDEX_NAME)).exists():
+        shard_names(index)
+    kernel = config._attn_implementation
+    if isinstance(kernel, str) and "/" in kernel and not model_args.attn_implementation:
+        raise InputError(
+            f"{model_args.model_name_or_path}: its config asks for code of the Hub ({kernel}) to compute attention; "
+            "pass --attn_implementation sdpa, or that name if you trust it"
+        )
 
 
 def base_model_name(model_args: ModelArguments) -> str:
@@ -138,7 +192,8 @@ def load_model(
         and save (`bert.pooler.dense`, `classifier`). For `--from_scratch` these are all modules with weights.
 
     Raises:
-        InputError: No such model, no safetensors weights, another architecture, or a tokenizer of another model.
+        InputError: No such model, no safetensors weights, another architecture, a tokenizer of another model, or a
+            checkpoint that leads to the code or files of others.
     """
     if label_names:
         config_kwargs |= {
@@ -146,6 +201,7 @@ def load_model(
             "label2id": {n: i for i, n in enumerate(label_names)},
         }
     config = from_pretrained(AutoConfig, model_args, **config_kwargs)
+    check_source(model_args, config)
     kwargs = {"config": config, "attn_implementation": model_args.attn_implementation, "dtype": "float32"}
     if model_args.from_scratch:
         trust = {"trust_remote_code": model_args.trust_remote_code}

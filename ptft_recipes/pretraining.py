@@ -201,7 +201,9 @@ def _keep_pooler(model: PreTrainedModel, model_args: ModelArguments) -> None:
     body = model_body(model)
     if getattr(body, "pooler", model) is not None:  # the architecture has none, or this model kept it
         return
-    source, info = from_pretrained(AutoModel, model_args, output_loading_info=True, dtype="float32")
+    source, info = from_pretrained(
+        AutoModel, model_args, use_safetensors=True, output_loading_info=True, dtype="float32"
+    )
     if source.pooler is None or any(name.startswith("pooler.") for name in info["missing_keys"]):
         return
     for name, module in source.named_children():
@@ -226,11 +228,11 @@ def check_saved_model(trainer: RecipeTrainer, rows: int = 4) -> None:
     output_dir, kind = Path(trainer.args.output_dir), type(model)
     if isinstance(model, PeftModel):
         base, config = model.get_base_model(), model.peft_config[model.active_adapter]
-        saved = type(base).from_pretrained(config.base_model_name_or_path, config=base.config)
+        saved = type(base).from_pretrained(config.base_model_name_or_path, config=base.config, use_safetensors=True)
         saved = PeftModel.from_pretrained(saved, output_dir)
         restore_output_bias(saved)
     else:
-        saved = kind.from_pretrained(output_dir, dtype=model.dtype)
+        saved = kind.from_pretrained(output_dir, dtype=model.dtype, use_safetensors=True)
     batch = {name: value for name, value in validation_batch(trainer, rows).items() if not name.endswith("labels")}
     compare_logits(model, saved, batch, output_dir)
 

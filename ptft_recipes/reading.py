@@ -12,6 +12,8 @@ from pathlib import Path
 from ptft_recipes.errors import InputError
 
 DELIMITERS = (",", "\t", ";", "|")
+# zip, gzip, bzip2, xz, 7z, zstd, tar: how their files begin
+ARCHIVE = re.compile(rb"PK\x03\x04|\x1f\x8b|BZh\d1AY&SY|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd|(?s:.{257})ustar")
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
 
 
@@ -42,6 +44,7 @@ def read_rows(
         raise InputError(f"{path}: no such file")
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: cannot read {path.suffix or 'a file without an ending'}; use {', '.join(SUFFIXES)}")
+    _check_no_archive(path)
     read = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".json": _json}
     read[".txt"] = _documents if documents else _lines
     rows = list(_select(path, read.get(path.suffix.lower(), _json_lines)(path, required), required, optional))
@@ -70,6 +73,7 @@ def stream_documents(path: str | Path, text_column: str) -> Iterator[dict[str, s
         raise InputError(f"{path}: --streaming reads {', '.join(read)}; convert it, or leave --streaming out")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
+    _check_no_archive(path)
     for row in _select(path, read[path.suffix.lower()](path, [text_column]), [text_column], ()):
         check_text(row, text_column)
         if row[text_column] and row[text_column].strip():
@@ -97,6 +101,23 @@ def check_text(row: dict, column: str) -> None:
         (text or "").encode()
     except UnicodeEncodeError as error:  # JSON can escape half of a pair: an emoji that was cut in two
         raise InputError(f"{where} {text[error.start]!r}, half of a character; remove it") from None
+
+
+def check_saved_names(folder: str | Path) -> None:
+    """Raise an InputError if a folder of `save_to_disk` has its data read from outside of the folder."""
+    for path in (
+        found for name in ("dataset_dict.json", "state.json", "*/state.json") for found in Path(folder).glob(name)
+    ):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for name in [*content.get("splits", []), *(file["filename"] for file in content.get("_data_files", []))]:
+            if Path(name).name != name or "\\" in name or name == "..":
+                raise InputError(f"{path.name} names {name!r}, which is not in its folder")
+
+
+def _check_no_archive(path: Path) -> None:
+    with path.open("rb") as file:
+        if ARCHIVE.match(file.read(512)):
+            raise InputError(f"{path}: it is an archive, or compressed, and nothing is unpacked here; unpack it first")
 
 
 def _select(path: Path, rows, required: Sequence[str], optional: Sequence[str]) -> Iterator[dict]:

@@ -187,4 +187,6 @@ def check_saved_models(trainer: ReplacedTokenTrainer, rows: int = 4) -> None:
     batch = validation_batch(trainer, rows)
     batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
     for model, auto_class, folder in pair.saved_in(trainer.args.output_dir):
-        compare_logits(model, auto_class.from_pretrained(folder, dtype=model.dtype), batch, folder)
+        compare_logits(
+            model, auto_class.from_pretrained(folder, dtype=model.dtype, use_safetensors=True), batch, folder
+        )

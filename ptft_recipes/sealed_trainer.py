@@ -1,12 +1,15 @@
 """transformers.Trainer whose runs can be interrupted anywhere, and end as if they had not been."""
 
+import contextlib
 import logging
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState
 
 from ptft_recipes.checkpoints import checkpoints_in, find_damage, rotate_checkpoints, seal_checkpoint
@@ -93,7 +96,8 @@ class SealedTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint):
         groups, scheduler = self.optimizer.param_groups, self.lr_scheduler
         asked = [{name: group[name] for name in HYPERPARAMETERS if name in group} for group in groups]
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with _no_code(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or not (self.run and self.run["resumed"]["changed"]):
             return
         # What was asked for now, and allowed to change, in place of what was saved.
@@ -104,6 +108,20 @@ class SealedTrainer(Trainer):
             self.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
         ):
             group["lr"] = rate * factor(scheduler.last_epoch)
+
+    def _load_rng_state(self, checkpoint):
+        with _no_code(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+    def _load_scaler(self, checkpoint):
+        if self.accelerator.scaler is not None:
+            with _no_code(checkpoint):
+                super()._load_scaler(checkpoint)
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        # A pickle that nothing reads; config.yaml says the same.
+        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink()
 
     def _save_checkpoint(self, model, trial):
         folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
@@ -164,3 +182,13 @@ class SealedTrainer(Trainer):
         """Evaluate or predict."""
         with explain_out_of_memory(self.model, self.args):
             return super().evaluation_loop(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _no_code(checkpoint):
+    """Tell in one line that a file is a pickle of more than tensors: a seal only says that nobody changed it since."""
+    try:
+        yield
+    except UnpicklingError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{checkpoint}: a file holds more than tensors, and was not loaded ({reason})") from error

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,8 @@ def start_run(
     if training_args.hub_token:
         raise InputError("--hub_token would be saved with the run; use `hf auth login` or the variable HF_TOKEN")
     if training_args.push_to_hub and training_args.should_save:
-        check_login()
+        name = training_args.hub_model_id or Path(training_args.output_dir).absolute().name
+        check_login(name, training_args.hub_private_repo is not False)
     for callback in _trackers(training_args):
         try:
             callback()

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from transformers import BertConfig
 
 from ptft_recipes import hub
-from ptft_recipes.errors import InputError
+from ptft_recipes.errors import InputError, PushError
 
 
 def results(**run):
@@ -146,7 +146,7 @@ class FakeApi:
         self.calls.append(("create", repo_id, private))
         return SimpleNamespace(repo_id=repo_id)
 
-    def repo_info(self, repo_id):
+    def repo_info(self, repo_id, timeout):
         return SimpleNamespace(private=not FakeApi.public)
 
     def upload_folder(self, repo_id, folder_path, allow_patterns):
@@ -178,7 +178,7 @@ def test_only_what_is_on_the_list_is_uploaded_and_privately(tmp_path, api):
 
 def test_nothing_is_pushed_to_a_public_repository_by_accident(tmp_path, api):
     api.public = True
-    with pytest.raises(InputError, match="is public already; pass --hub_private_repo false"):
+    with pytest.raises(PushError, match=r"is public already; pass --hub_private_repo false .* everything is in"):
         hub.publish(fake_trainer(tmp_path, push=True), results(), "text-classification")
     assert len(api.calls) == 1
     hub.publish(fake_trainer(tmp_path, push=True, hub_private_repo=False), results(), "text-classification")
@@ -195,7 +195,8 @@ def test_a_failed_push_keeps_everything_and_says_how_to_retry(tmp_path, api, mon
         raise ConnectionError("the line is dead")
 
     monkeypatch.setattr(FakeApi, "upload_folder", fail)
-    with pytest.raises(InputError, match=r"push to me/mine failed \(the line is dead\).* Retry: hf upload me/mine"):
+    failed = r"push to me/mine failed \(ConnectionError: the line is dead\).* Retry: hf upload me/mine .* --private"
+    with pytest.raises(PushError, match=failed):
         hub.publish(fake_trainer(tmp_path, push=True), results(), "text-classification")
     assert (tmp_path / "README.md").exists()
 

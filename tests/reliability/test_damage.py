@@ -8,7 +8,7 @@ from reliability.killing import die_in_save
 
 QUICK = {("optimizer.pt", "flip"), ("model.safetensors", "truncate"), ("manifest.json", "delete")}
 FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "config.json",
-         "tokenizer.json", "training_args.bin", "manifest.json")  # fmt: skip
+         "tokenizer.json", "manifest.json")  # fmt: skip
 DAMAGES = {
     "delete": lambda data: None,
     "truncate": lambda data: data[: len(data) // 2],
