@@ -1,10 +1,11 @@
 """One label map, made from train and applied everywhere."""
 
+import math
 from collections.abc import Sequence
 
 from datasets import ClassLabel, Dataset, List, Value
 
-from ptft_recipes.errors import InputError
+from ptft_recipes.errors import InputError, one_line
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 SINGLE, MULTI, REGRESSION = PROBLEM_TYPES
@@ -40,6 +41,9 @@ def encode_labels(
     feature = train.features[column]
     if isinstance(feature, dict):
         raise InputError(f"train: column {column!r} holds objects with {', '.join(feature)}; name a column of labels")
+    inner = feature.feature if isinstance(feature, List) else feature
+    if not isinstance(inner, ClassLabel | Value) or "binary" in getattr(inner, "dtype", ""):
+        raise InputError(f"train: column {column!r} holds {one_line(feature, 80)}; name a column of labels")
     known = feature.names if isinstance(feature, ClassLabel) else None
     values = {split: _plain(dataset, column) for split, dataset in splits.items()}
     if problem_type is None:
@@ -110,6 +114,13 @@ def _infer(values: list, known: Sequence[str] | None) -> str:
     numbers = [_number(value) for value in values]
     if values and all(n is not None for n in numbers) and any(isinstance(v, float) or "." in str(v) for v in values):
         return REGRESSION
+    fractions = sum(n is not None and "." in str(v) for n, v in zip(numbers, values, strict=True))
+    if 2 * fractions > len(values):  # else a stray `N/A` makes a class of every number
+        odd = next(v for n, v in zip(numbers, values, strict=True) if n is None)
+        raise InputError(
+            f"the label column holds {fractions} numbers with a point and values such as {odd!r:.60}; pass "
+            f"--problem_type regression (with --drop_bad_rows to leave these out) or {SINGLE}"
+        )
     distinct = len(set(values))
     if distinct > 100 and distinct > len(values) / 2:
         raise InputError(
@@ -138,7 +149,8 @@ def _names(values: list) -> list[str]:
     names = {
         str(item) for value in values if value is not None for item in (value if isinstance(value, list) else [value])
     }
-    numeric = all(name.removeprefix("-").isdecimal() for name in names)
+    # No number of thousands of digits: Python does not convert it.
+    numeric = all(name.removeprefix("-").isdecimal() and len(name) < 1000 for name in names)
     return sorted(names, key=(lambda name: (int(name), name)) if numeric else None)
 
 
@@ -148,6 +160,8 @@ def _encode(value, index: dict[str, int], problem_type: str) -> tuple:
         return None, "no label"
     if isinstance(value, list) and problem_type != MULTI:
         return None, f"{value!r:.60} is not one label"
+    if isinstance(value, float) and not math.isfinite(value):
+        return None, f"{value} is no finite number"
     if problem_type == REGRESSION:
         number = _number(value)
         if number is None:
@@ -170,6 +184,6 @@ def _encode(value, index: dict[str, int], problem_type: str) -> tuple:
 def _check_enough(train: Dataset, names: list[str], problem_type: str) -> None:
     if problem_type != MULTI and len(used := set(train["labels"])) < 2:
         only = names[used.pop()] if problem_type == SINGLE else used.pop()
-        raise InputError(f"train has the one label {only!r} only; nothing can be learned from that")
+        raise InputError(f"train has the one label {only!r:.60} only; nothing can be learned from that")
     if problem_type == MULTI and not any(any(row) for row in train["labels"]):
         raise InputError("train: no row has a label")

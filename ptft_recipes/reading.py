@@ -5,14 +5,17 @@ import csv
 import io
 import itertools
 import json
+import os
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ptft_recipes.errors import InputError
+from ptft_recipes.errors import InputError, one_line
 
 DELIMITERS = (",", "\t", ";", "|")
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
+PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
 
 
 def read_rows(
@@ -34,12 +37,11 @@ def read_rows(
         One dict per row with the columns asked for and `id`, the place that the row came from, e.g. `train.csv:17`.
 
     Raises:
-        InputError: No such file, an unknown ending, no rows, a column that is missing, a broken line, bytes that are
-            not UTF-8.
+        InputError: No such file, one that cannot be opened, an unknown ending, no rows, a column that is missing or
+            there twice, a broken line, bytes that are not UTF-8.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    check_file(path)
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: cannot read {path.suffix or 'a file without an ending'}; use {', '.join(SUFFIXES)}")
     read = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".json": _json}
@@ -68,12 +70,17 @@ def stream_documents(path: str | Path, text_column: str) -> Iterator[dict[str, s
     read = {".txt": _documents, ".jsonl": _json_lines, ".ndjson": _json_lines, ".parquet": _parquet}
     if path.suffix.lower() not in read:
         raise InputError(f"{path}: --streaming reads {', '.join(read)}; convert it, or leave --streaming out")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    check_file(path)
     for row in _select(path, read[path.suffix.lower()](path, [text_column]), [text_column], ()):
         check_text(row, text_column)
         if row[text_column] and row[text_column].strip():
             yield row
+
+
+def check_file(path: str | Path) -> None:
+    """Raise an InputError unless the path is a regular file: a pipe or a device would be waited for, or never end."""
+    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
+        raise InputError(f"{path}: {'not a regular file' if os.path.lexists(path) else 'no such file'}")
 
 
 def check_columns(where: str | Path, found: Iterable[str], required: Sequence[str]) -> None:
@@ -83,7 +90,7 @@ def check_columns(where: str | Path, found: Iterable[str], required: Sequence[st
     if missing:
         raise InputError(
             f"{where}: no column {', '.join(map(repr, missing))}; its columns are "
-            f"{', '.join(f'{column!r:.60}' for column in found)}. "
+            f"{', '.join(f'{column!r:.60}' for column in found[:20])}{', ...' * (len(found) > 20)}. "
             "Name the right ones with the --..._column options"
         )
 
@@ -92,7 +99,7 @@ def check_text(row: dict, column: str) -> None:
     """Raise an InputError that names the row, unless its column is empty or holds text that can be written down."""
     text, where = row[column], f"{row['id']}: column {column!r} holds"
     if not isinstance(text, str | None):
-        raise InputError(f"{where} {type(text).__name__} {text!r:.60}, not text")
+        raise InputError(f"{where} {type(text).__name__} {reprlib.repr(text):.60}, not text")
     try:
         (text or "").encode()
     except UnicodeEncodeError as error:  # JSON can escape half of a pair: an emoji that was cut in two
@@ -100,9 +107,12 @@ def check_text(row: dict, column: str) -> None:
 
 
 def _select(path: Path, rows, required: Sequence[str], optional: Sequence[str]) -> Iterator[dict]:
-    for place, row in rows:
-        check_columns(f"{path}{place}", row, required)
-        yield {"id": f"{path.name}{place}"} | {name: row.get(name) for name in (*required, *optional)}
+    try:
+        for place, row in rows:
+            check_columns(f"{path}{place}", row, required)
+            yield {"id": f"{path.name}{place}"} | {name: row.get(name) for name in (*required, *optional)}
+    except OSError as error:  # no permission, a failing disk
+        raise InputError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from None
 
 
 def _decode(path: Path) -> str:
@@ -114,7 +124,10 @@ def _text_lines(path: Path) -> Iterator[str]:
     """Read a file line by line, so that one of any size takes no more memory than its longest line."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):  # at \n only: JSON allows U+2028 and others inside a string
-            yield _decode_part(line, path, number).removesuffix("\n")
+            text = _decode_part(line, path, number)
+            if number == 1 and "\n" not in text and "\r" in text.rstrip("\r"):
+                raise InputError(f"{path}: its lines end in \\r alone, as on an old Mac; convert them: tr '\\r' '\\n'")
+            yield text.removesuffix("\n")
 
 
 def _decode_part(data: bytes, path: Path, line: int = 1) -> str:
@@ -125,6 +138,8 @@ def _decode_part(data: bytes, path: Path, line: int = 1) -> str:
         place = len(data) - len(error.object) + error.start
     if place < 0:
         return text
+    if packed := [name for magic, name in PACKED.items() if line == 1 and data.startswith(magic)]:
+        raise InputError(f"{path}: {packed[0]} data under the name {path.suffix}; unpack the file")
     encoding = "UTF-16" if b"\0" in data else "WINDOWS-1252"
     line += data.count(b"\n", 0, place)
     raise InputError(
@@ -155,7 +170,7 @@ def _csv(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
                 header = cells
                 check_columns(path, header, required)
                 if twice := [name for name in header if header.count(name) > 1]:
-                    raise InputError(f"{path}:{start}: the column name {twice[0]!r} stands twice in the header")
+                    raise InputError(f"{path}:{start}: the column name {twice[0]!r:.60} stands twice in the header")
                 continue
             if len(cells) != len(header):
                 raise InputError(
@@ -173,25 +188,44 @@ def _json_lines(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict
     for number, line in enumerate(_text_lines(path), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: broken JSON: {error.msg} at column {error.colno}") from None
+        row = _parse_json(line, path, number)
         if not isinstance(row, dict):
             raise InputError(f"{path}:{number}: expected an object {{...}} per line, found {type(row).__name__}")
         yield f":{number}", row
 
 
+def _parse_json(text: str, path: Path, line: int = 1):
+    def unique(pairs: list[tuple]) -> dict:
+        found = dict(pairs)
+        if len(found) < len(pairs):  # json would keep the last, other readers the first
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise InputError(f"{path}:{line}: the key {twice!r:.60} stands twice in an object")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        place = f"{path}:{line + error.lineno - 1}"
+        raise InputError(f"{place}: broken JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise InputError(f"{path}:{line}: JSON nested too deeply to be data") from None
+    except ValueError as error:  # an integer of more digits than Python converts
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}:{line}: a number of thousands of digits; write it as text, in quotes") from None
+
+
 def _json(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
     text = _decode(path)
     try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
+        rows = _parse_json(text, path)
+    except InputError as error:
         # JSON lines under the name .json, as many exports have it
-        if error.msg == "Extra data" and text.lstrip().startswith("{"):
+        if "Extra data" in str(error) and text.lstrip().startswith("{"):
             yield from _json_lines(path, required)
             return
-        raise InputError(f"{path}:{error.lineno}: broken JSON: {error.msg} at column {error.colno}") from None
+        raise
     if isinstance(rows, dict):
         rows = [rows] if not isinstance(rows.get("data"), list) else rows["data"]
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -222,10 +256,16 @@ def _parquet(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            check_columns(path, file.schema_arrow.names, required)
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            names = file.schema_arrow.names
+            check_columns(path, names, required)
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise InputError(f"{path}: the column name {twice[0]!r:.60} stands twice")
             batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=100))
             for index, row in enumerate(itertools.chain.from_iterable(batches)):
                 yield f"[{index}]", row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet file: {error}") from None
+    except InputError:
+        raise
+    # UnicodeDecodeError, a ValueError: text that is not UTF-8.
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable Parquet file: {one_line(error)}") from None
