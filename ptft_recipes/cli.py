@@ -56,7 +56,9 @@ EXIT_CODES = {
     KeyboardInterrupt: (130, "interrupted"),  # as a shell has it: 128 + SIGINT
 }
 # Of what is read as it is written. Any other tag, such as !!python/object, asks the reader to make something.
-YAML_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp", "seq", "map")}
+YAML_TAGS = {
+    f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp", "seq", "map")
+}
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -308,5 +308,7 @@ def _log(report: dict[str, Any], unlabelled: bool) -> None:
         notes += ["no labels: predicted, not scored"] if split == "test" and unlabelled else []
         logger.info("  %-10s %7d rows%s", split, report["rows"][split], "".join(f"; {note}" for note in notes))
     if names := report.get("label_names"):
-        shown = ", ".join(f"{name:.60}" for name in names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
+        shown = ", ".join(f"{name:.60}" for name in names[:8]) + (
+            f", ... ({len(names)} in all)" if len(names) > 8 else ""
+        )
         logger.info("  labels: %s (%s)", shown, report["problem_type"])

@@ -5,11 +5,13 @@ import csv
 import io
 import itertools
 import json
+import math
 import os
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ptft_recipes.errors import InputError, one_line
 
@@ -106,6 +108,46 @@ def check_text(row: dict, column: str) -> None:
         raise InputError(f"{where} {text[error.start]!r}, half of a character; remove it") from None
 
 
+def parse_json(text: str, path: Path, line: int = 1, finite: bool = False) -> Any:
+    """Parse a JSON value in which no key stands twice.
+
+    Args:
+        text: The value.
+        path: Of its file.
+        line: On which the value begins.
+        finite: Refuse NaN, infinities, and what overflows to one.
+
+    Raises:
+        InputError: Broken JSON, a key that stands twice, values nested or numbers written beyond what can be read.
+    """
+
+    def finite_float(number: str) -> float:
+        if not math.isfinite(float(number)):
+            raise InputError(f"{path}: {number:.60} is no finite number")
+        return float(number)
+
+    def unique(pairs: list[tuple]) -> dict:
+        found = dict(pairs)
+        if len(found) < len(pairs):  # json would keep the last, other readers the first
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise InputError(f"{path}:{line}: the key {twice!r:.60} stands twice in an object")
+        return found
+
+    try:
+        checks = {"parse_float": finite_float, "parse_constant": finite_float} if finite else {}
+        return json.loads(text, object_pairs_hook=unique, **checks)
+    except json.JSONDecodeError as error:
+        place = f"{path}:{line + error.lineno - 1}"
+        raise InputError(f"{place}: broken JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise InputError(f"{path}:{line}: JSON nested too deeply to be data") from None
+    except InputError:
+        raise
+    except ValueError:  # an integer of more digits than Python converts
+        raise InputError(f"{path}:{line}: a number of thousands of digits; write it as text, in quotes") from None
+
+
 def _select(path: Path, rows, required: Sequence[str], optional: Sequence[str]) -> Iterator[dict]:
     try:
         for place, row in rows:
@@ -188,38 +230,16 @@ def _json_lines(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict
     for number, line in enumerate(_text_lines(path), start=1):
         if not line.strip():
             continue
-        row = _parse_json(line, path, number)
+        row = parse_json(line, path, number)
         if not isinstance(row, dict):
             raise InputError(f"{path}:{number}: expected an object {{...}} per line, found {type(row).__name__}")
         yield f":{number}", row
 
 
-def _parse_json(text: str, path: Path, line: int = 1):
-    def unique(pairs: list[tuple]) -> dict:
-        found = dict(pairs)
-        if len(found) < len(pairs):  # json would keep the last, other readers the first
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise InputError(f"{path}:{line}: the key {twice!r:.60} stands twice in an object")
-        return found
-
-    try:
-        return json.loads(text, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        place = f"{path}:{line + error.lineno - 1}"
-        raise InputError(f"{place}: broken JSON: {error.msg} at column {error.colno}") from None
-    except RecursionError:
-        raise InputError(f"{path}:{line}: JSON nested too deeply to be data") from None
-    except ValueError as error:  # an integer of more digits than Python converts
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}:{line}: a number of thousands of digits; write it as text, in quotes") from None
-
-
 def _json(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
     text = _decode(path)
     try:
-        rows = _parse_json(text, path)
+        rows = parse_json(text, path)
     except InputError as error:
         # JSON lines under the name .json, as many exports have it
         if "Extra data" in str(error) and text.lstrip().startswith("{"):

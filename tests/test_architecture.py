@@ -52,6 +52,7 @@ EDGES = {
     "replaced_tokens": {"collators", "electra", "perplexity", "pretraining"},
     "reporting": set(),
     "sampling": {"acceleration"},
+    "saved_adapters": {"adapters", "embeddings", "errors", "reading"},
     "sentence_pairs": {"blocks", "collators", "errors"},
     "sentence_prediction": {"errors", "objectives", "perplexity", "pretraining", "sparse_head"},
     "significance": set(),
@@ -61,7 +62,7 @@ EDGES = {
         "acceleration", "adapters", "checkpoints", "errors", "features", "hub", "logs", "merging", "metrics",
         "modeling", "optimization", "provenance", "regularization", "tuning",
     },
-    "tuning": {"adapters", "errors", "merging", "optimization"},
+    "tuning": {"adapters", "errors", "merging", "optimization", "saved_adapters"},
     "vocabulary": {"errors"},
 }  # fmt: skip
 

@@ -11,26 +11,37 @@ import yaml
 from conftest import ROOT
 
 VALUES = [
-    "3", "-1", "0", "1e-3", "1e999", "-1e999", "nan", ".nan", "inf", "-.inf", "010", "0o10", "0x1F", "0b11", "1_000", "1:30",
+    "3", "-1", "0", "1e-3", "1e999", "-1e999", "nan", ".nan", "inf", "-.inf", "010", "0o10", "0x1F", "0b11",
+    "1_000", "1:30",
     "190:20:30", "1.5.2", "yes", "no", "on", "off", "y", "True", "TRUE", "~", "null", "", "''", '" "', "2020-01-01",
     "2020-13-45", "2001-12-14t21:59:43.10-05:00", "[]", "[1, 2]", "[a, [b]]", "[--seed=1]", "--seed=1", "- 1", "{}",
     "{a: 1}", "{a: {b: [1]}}", "&x 3", "*x", "&x [*x]", "!!python/object/apply:os.system [touch pwned]",
-    "!!python/name:os.system", "!!binary aGk=", "!!set {a, b}", "!!str 3", "!!int '3'", "!!float 3", "!local 3", "!!null ''",
-    "|\n  two\n  lines", ">\n  folded\n  text", "'single ''quote'''", '"\\u00e9 \\x07"', '"\\ud800"', '"\\0"', "'unclosed",
-    '"unclosed', "%n", "@at", "`tick", "a: b", "a #c", "../../etc", "/", "9" * 30, "9" * 6000, "x" * 200_000, "0.1", "1.",
+    "!!python/name:os.system", "!!binary aGk=", "!!set {a, b}", "!!str 3", "!!int '3'", "!!float 3", "!local 3",
+    "!!null ''",
+    "|\n  two\n  lines", ">\n  folded\n  text", "'single ''quote'''", '"\\u00e9 \\x07"', '"\\ud800"', '"\\0"',
+    "'unclosed",
+    '"unclosed', "%n", "@at", "`tick", "a: b", "a #c", "../../etc", "/", "9" * 30, "9" * 6000, "x" * 200_000, "0.1",
+    "1.",
     "+1", "-0", "é", "東京", "👩‍🔬", "٣", "²", "3 3", "3,5", "steps", "epoch", "linear", "adamw_torch", "none", "all",
     "'{\"a\": 1}'", "'{\"a\": '", "'[1]'", "'3'", "nowhere.json", "<<", "=", "?", "-", ":", "[" * 2000, "{a: " * 2000,
 ]  # fmt: skip
 
 WHOLE = [
-    "- a\n- b\n", "just text\n", "3\n", "[]\n", "{}\n", "null\n", "---\nseed: 1\n---\nseed: 2\n", "seed: 1\n...\nseed: 2\n",
-    "\tseed: 1\n", "seed:\t1\n", "seed: 1\n\tmax_length: 2\n", "%YAML 9.9\n---\nseed: 1\n", "%TAG ! tag:x,2000:\n---\nseed: !y 1\n",
+    "- a\n- b\n", "just text\n", "3\n", "[]\n", "{}\n", "null\n", "---\nseed: 1\n---\nseed: 2\n",
+    "seed: 1\n...\nseed: 2\n",
+    "\tseed: 1\n", "seed:\t1\n", "seed: 1\n\tmax_length: 2\n", "%YAML 9.9\n---\nseed: 1\n",
+    "%TAG ! tag:x,2000:\n---\nseed: !y 1\n",
     "? [a, b]\n: 1\n", "? {a: 1}\n: 1\n", "1: 2\n", "null: 2\n", "2020-01-01: 2\n", "true: 2\n", "<<: {seed: 1}\n",
-    "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: [*c, *c]\n", "&a seed: 1\n*a : 2\n", "seed: &a 1\nmax_length: *a\n",
-    "[" * 5000, "{" * 5000, "a: " * 500, "- " * 5000, "? " * 3000, "seed: 1\nseed: 1\n", "'seed': 1\nseed: 1\n", "seed : 1\n",
-    "Seed: 1\n", "seed-: 1\n", "--seed: 1\n", "config: other.yaml\n", "help: true\n", "help_all: true\n", "no_bf16: true\n",
-    "!!python/object:os.system {}\n", "&x [*x]\n", "seed: 1 # c\n#\n", "x" * 300_000, "x: 1\n" * 20_000, "seed: 1\rmax_length: 2\r",
-    "seed: 1\u2028max_length: 2\n", "seed: 1\x0b\n", "\ufeffseed: 1\n", "seed: 1\n\x00", '{"seed": 1, "seed": 2}', '{"seed": 1}',
+    "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: [*c, *c]\n", "&a seed: 1\n*a : 2\n",
+    "seed: &a 1\nmax_length: *a\n",
+    "[" * 5000, "{" * 5000, "a: " * 500, "- " * 5000, "? " * 3000, "seed: 1\nseed: 1\n", "'seed': 1\nseed: 1\n",
+    "seed : 1\n",
+    "Seed: 1\n", "seed-: 1\n", "--seed: 1\n", "config: other.yaml\n", "help: true\n", "help_all: true\n",
+    "no_bf16: true\n",
+    "!!python/object:os.system {}\n", "&x [*x]\n", "seed: 1 # c\n#\n", "x" * 300_000, "x: 1\n" * 20_000,
+    "seed: 1\rmax_length: 2\r",
+    "seed: 1\u2028max_length: 2\n", "seed: 1\x0b\n", "\ufeffseed: 1\n", "seed: 1\n\x00", '{"seed": 1, "seed": 2}',
+    '{"seed": 1}',
 ]  # fmt: skip
 # The billion laughs, in a key that takes a list.
 LAUGHS = "x0: &x0 [lol, lol]\n" + "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]\n" for i in range(1, 12))
@@ -80,7 +91,9 @@ def make_config(seed: int, folder: Path, names: list[str], mutations: list) -> C
             data = mutate(rng, data)
         elif how == "key":
             name = rng.choice(names)
-            name = rng.choice([name.upper(), name[:-1], f"{name}s", name.replace("_", "-"), f" {name}", f"{name}\0", "k" * 100_000])
+            name = rng.choice(
+                [name.upper(), name[:-1], f"{name}s", name.replace("_", "-"), f" {name}", f"{name}\0", "k" * 100_000]
+            )
             data += f"{name}: 1\n".encode()
         else:
             data = LAUGHS.replace("x11", rng.choice(names)).encode()
@@ -126,7 +139,11 @@ def _value_differs(found, value, written, hint) -> str:
     if isinstance(found, bool):
         if isinstance(value, bool):
             return "" if found == value else said
-        return "" if str(written).lower() in (("true", "t", "yes", "y", "1") if found else ("false", "f", "no", "n", "0")) else said
+        return (
+            ""
+            if str(written).lower() in (("true", "t", "yes", "y", "1") if found else ("false", "f", "no", "n", "0"))
+            else said
+        )
     if isinstance(found, int | float):
         if isinstance(value, bool | list | dict | None):
             return said

@@ -18,8 +18,35 @@ import pyarrow
 import pyarrow.parquet
 
 DELIMITERS = ",;|\t"
-WORDS = ["match", "goal", "cell", "atom", "café", "naïve", "東京", "👩‍🔬", "мир", "a\u2028b", "NA", "null", "007", "1e5"]
-TRICKY = ["x, y", "x; y", 'say "no"', "two\nlines", "a\r\nb", "tab\there", "pipe | here", " padded ", "#N/A", "$x$", "\\"]
+WORDS = [
+    "match",
+    "goal",
+    "cell",
+    "atom",
+    "café",
+    "naïve",
+    "東京",
+    "👩‍🔬",
+    "мир",
+    "a\u2028b",
+    "NA",
+    "null",
+    "007",
+    "1e5",
+]
+TRICKY = [
+    "x, y",
+    "x; y",
+    'say "no"',
+    "two\nlines",
+    "a\r\nb",
+    "tab\there",
+    "pipe | here",
+    " padded ",
+    "#N/A",
+    "$x$",
+    "\\",
+]
 # Labels are data: none may become a path, a formula or a number.
 LABELS = [
     ["sports", "science", "markets"],
@@ -31,7 +58,7 @@ LABELS = [
 ]
 
 
-class NotReadable(Exception):
+class NotReadableError(Exception):
     """The strict reading finds nothing that could be called the content of the file."""
 
 
@@ -169,7 +196,22 @@ def flip_bits(rng, data):
 
 def insert_bytes(rng, data):
     place = _somewhere(rng, data)
-    junk = [b"\0", b"\xff", b"\xed\xa0\x80", b'"', b"'", b",", b"\t", b"\n", b"\r", b"\\", b"{", b"]", b"\x1a", b"\x1b[2J"]
+    junk = [
+        b"\0",
+        b"\xff",
+        b"\xed\xa0\x80",
+        b'"',
+        b"'",
+        b",",
+        b"\t",
+        b"\n",
+        b"\r",
+        b"\\",
+        b"{",
+        b"]",
+        b"\x1a",
+        b"\x1b[2J",
+    ]
     return data[:place] + rng.choice(junk) * rng.choice([1, 1, 2, 500]) + data[place:]
 
 
@@ -250,7 +292,8 @@ BYTES = [
 ]  # fmt: skip
 
 JUNK = [
-    "null", "NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1" * 5000, "9" * 30, "-0", "0.1", "true", "false", '""',
+    "null", "NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1" * 5000, "9" * 30, "-0", "0.1", "true", "false",
+    '""',
     '"  "', "[]", "{}", '["a", null]', '["a", ["b"]]', '[{"a": 1}]', '{"a": {"b": [1]}}', '"\\ud800"', '"\\ud83d x"',
     '"\\u0000"', '"../../x"', "[" * 3000 + "]" * 3000, "[" * 300 + "]" * 300, '{"a":' * 2000 + "1" + "}" * 2000,
     '"' + "x" * 300_000 + '"', "[1, 2]", "[1.5, true]", "undefined", "'x'", "1.", "01", "+1", "0x10", "1_000",
@@ -273,7 +316,7 @@ def json_value(rng, data):
 
 def json_all_labels(rng, data):
     """Put junk, drawn anew for each, where the labels stand."""
-    few = rng.sample([j for j in JUNK if len(j) < 50], k=2) + ["1", "2.5", '"a"', "true"]
+    few = [*rng.sample([j for j in JUNK if len(j) < 50], k=2), "1", "2.5", '"a"', "true"]
     few = rng.sample(few, k=3)
     parts = data.split(b'"label": ')
     for i in range(1, len(parts)):
@@ -287,12 +330,18 @@ def json_key_twice(rng, data):
     lines = _lines(rng, data)
     place = rng.randrange(len(lines))
     column = rng.choice([b'"text"', b'"label"', b'"note"', b'"data"'])
-    lines[place] = lines[place].replace(b"{", b"{" + column + b": " + rng.choice([b'"other"', b"1", b"null"]) + b", ", 1)
+    lines[place] = lines[place].replace(
+        b"{", b"{" + column + b": " + rng.choice([b'"other"', b"1", b"null"]) + b", ", 1
+    )
     return b"".join(lines)
 
 
 def json_wrapped(rng, data):
-    return rng.choice([b"[", b"[" * 5000, b'{"data": ', b'{"train": ', b'{"a":' * 3000]) + data + rng.choice([b"]", b"}", b""])
+    return (
+        rng.choice([b"[", b"[" * 5000, b'{"data": ', b'{"train": ', b'{"a":' * 3000])
+        + data
+        + rng.choice([b"]", b"}", b""])
+    )
 
 
 JSON = [json_value, json_value, json_value, json_all_labels, json_key_twice, json_wrapped]
@@ -301,7 +350,9 @@ JSON = [json_value, json_value, json_value, json_all_labels, json_key_twice, jso
 def csv_header(rng, data):
     """Rename, repeat, drop or quote a name in the header, or put something before it."""
     name = rng.choice([b"text", b"label", b"premise", b"hypothesis"])
-    other = rng.choice([b"", b"text", b"label", b" text", b"Text", b'"text', b"text,", b'"te\nxt"', b"\xef\xbb\xbftext", b"../x"])
+    other = rng.choice(
+        [b"", b"text", b"label", b" text", b"Text", b'"text', b"text,", b'"te\nxt"', b"\xef\xbb\xbftext", b"../x"]
+    )
     head = rng.choice([b"", b"\n\n", b"# a comment\n", b"sep=;\n", b'"', b"x" * 200_000])
     return head + data.replace(name, other, 1)
 
@@ -378,7 +429,9 @@ def parquet_table(rng, rows: list[dict]) -> pyarrow.Table:
 def make_case(kind: str, seed: int, folder: Path) -> DataCase:
     """Write one file: every eighth is valid, the others have one to three things wrong."""
     rng = random.Random(f"{kind} {seed}")
-    suffix = {"csv": rng.choice([".csv", ".csv", ".tsv"]), "jsonl": rng.choice([".jsonl", ".ndjson"])}.get(kind, f".{kind}")
+    suffix = {"csv": rng.choice([".csv", ".csv", ".tsv"]), "jsonl": rng.choice([".jsonl", ".ndjson"])}.get(
+        kind, f".{kind}"
+    )
     rows, case = rows_of(rng, suffix)
     case.path, case.valid = folder / f"train{suffix}", seed % 8 == 0
     data = WRITERS[suffix](rng, rows)
@@ -457,7 +510,7 @@ def strict_rows(case: DataCase, documents: bool = False) -> list[tuple[str, dict
     """Read the file again, by other means, as (place, row).
 
     Raises:
-        NotReadable: There is no correct reading.
+        NotReadableError: There is no correct reading.
     """
     data, suffix = case.path.read_bytes(), case.path.suffix
     if suffix == ".parquet":
@@ -465,11 +518,11 @@ def strict_rows(case: DataCase, documents: bool = False) -> list[tuple[str, dict
     else:
         data = data.removeprefix(b"\xef\xbb\xbf")
         if b"\0" in data:
-            raise NotReadable("NUL")
+            raise NotReadableError("NUL")
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise NotReadable("not UTF-8") from error
+            raise NotReadableError("not UTF-8") from error
         if suffix in (".csv", ".tsv"):
             rows = _strict_csv(text, case)
         elif suffix == ".txt":
@@ -478,9 +531,9 @@ def strict_rows(case: DataCase, documents: bool = False) -> list[tuple[str, dict
             rows = _strict_json(text, suffix)
     columns = [*case.text_columns, *([case.label_column] if case.label_column else [])]
     if any(column not in row for _, row in rows for column in columns):
-        raise NotReadable("a column is missing")
+        raise NotReadableError("a column is missing")
     if not rows:
-        raise NotReadable("no rows")
+        raise NotReadableError("no rows")
     return [(place, {column: row[column] for column in columns}) for place, row in rows]
 
 
@@ -491,16 +544,16 @@ def _strict_csv(text: str, case: DataCase) -> list[tuple[str, dict]]:
     for delimiter in DELIMITERS:
         try:
             records = _records(text, delimiter)
-        except NotReadable:
+        except NotReadableError:
             continue
         if records and set(wanted) <= set(records[0][1]):
             readings.append(records)
     if not readings:
-        raise NotReadable("no delimiter fits")
+        raise NotReadableError("no delimiter fits")
     records = max(readings, key=lambda r: len(r[0][1]))
     header = records[0][1]
     if len(set(header)) < len(header) or any(len(cells) != len(header) for _, cells in records):
-        raise NotReadable("ragged, or a name twice")
+        raise NotReadableError("ragged, or a name twice")
     return [(f":{line}", dict(zip(header, cells, strict=True))) for line, cells in records[1:]]
 
 
@@ -514,7 +567,7 @@ def _records(text: str, delimiter: str) -> list[tuple[int, list[str]]]:
         ends_line = pair or c in ("\r", "\n")
         if state == "quoted":
             if c is None:
-                raise NotReadable("a quote is not closed")
+                raise NotReadableError("a quote is not closed")
             if c == '"':
                 state = "closed"
             else:
@@ -532,7 +585,7 @@ def _records(text: str, delimiter: str) -> list[tuple[int, list[str]]]:
             cell.append('"')
             state = "quoted"
         elif state == "closed":
-            raise NotReadable("something behind a closing quote")
+            raise NotReadableError("something behind a closing quote")
         elif c == '"' and state in ("start", "next"):
             state = "quoted"
         else:
@@ -544,7 +597,7 @@ def _records(text: str, delimiter: str) -> list[tuple[int, list[str]]]:
 
 def _no_key_twice(pairs):
     if len({key for key, _ in pairs}) < len(pairs):
-        raise NotReadable("a key stands twice")
+        raise NotReadableError("a key stands twice")
     return dict(pairs)
 
 
@@ -552,7 +605,7 @@ def _load(text: str):
     try:
         return json.loads(text, object_pairs_hook=_no_key_twice)
     except (ValueError, RecursionError) as error:
-        raise NotReadable(str(error)) from error
+        raise NotReadableError(str(error)) from error
 
 
 def _strict_json(text: str, suffix: str) -> list[tuple[str, dict]]:
@@ -562,20 +615,20 @@ def _strict_json(text: str, suffix: str) -> list[tuple[str, dict]]:
             value = _load(text)
             rows = value["data"] if isinstance(value, dict) and isinstance(value.get("data"), list) else value
             rows = [(f"[{i}]", row) for i, row in enumerate(rows if isinstance(rows, list) else [rows])]
-        except NotReadable as error:
+        except NotReadableError as error:
             if "Extra data" not in str(error):
                 raise
     if rows is None:
         lines = enumerate(text.split("\n"), start=1)
         rows = [(f":{number}", _load(line)) for number, line in lines if line.strip()]
     if not all(isinstance(row, dict) for _, row in rows):
-        raise NotReadable("not an object")
+        raise NotReadableError("not an object")
     return rows
 
 
 def _strict_text(text: str, documents: bool) -> list[tuple[str, dict]]:
     if "\n" not in text and "\r" in text.rstrip("\r"):
-        raise NotReadable("lines of an old Mac would be one line")
+        raise NotReadableError("lines of an old Mac would be one line")
     rows, open_document = [], False
     for number, line in enumerate(text.split("\n"), start=1):
         line = line.rstrip("\r")
@@ -594,10 +647,10 @@ def _strict_parquet(data: bytes, case: DataCase) -> list[tuple[str, dict]]:
         table = pyarrow.parquet.read_table(io.BytesIO(data), use_threads=False)
         table.validate(full=True)
         if len(set(table.column_names)) < len(table.column_names):
-            raise NotReadable("a column stands twice")
+            raise NotReadableError("a column stands twice")
         columns = {name: table[name].to_pylist() for name in table.column_names}
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise NotReadable(str(error)) from error
+        raise NotReadableError(str(error)) from error
     return [(f"[{i}]", {name: columns[name][i] for name in columns}) for i in range(table.num_rows)]
 
 
@@ -608,7 +661,7 @@ def compare_rows(case: DataCase, found: list[dict], documents: bool) -> str:
     """Return what differs between the rows that were read and the strict reading, or an empty string."""
     try:
         expected = strict_rows(case, documents)
-    except NotReadable as error:
+    except NotReadableError as error:
         return f"read, though {error}"
     expected = [{"id": f"{case.path.name}{place}", **row} for place, row in expected]
     if [*map(_typed, expected)] != [*map(_typed, found)]:
@@ -630,7 +683,7 @@ def compare_splits(case: DataCase, splits, report) -> str:
     documents = case.label_column is None
     try:
         expected = {f"{case.path.name}{place}": row for place, row in strict_rows(case, documents)}
-    except NotReadable as error:
+    except NotReadableError as error:
         return f"read, though {error}"
     found = [row for split in splits.values() for row in split]
     if sorted(row["id"] for row in found) != sorted(expected):
