@@ -221,8 +221,9 @@ def _csv(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
                 )
             yield f":{start}", dict(zip(header, cells, strict=True))
     except csv.Error as error:
+        reason = str(error).replace("\t", "\\t")  # the delimiter
         raise InputError(
-            f"{path}:{line}: broken CSV: {error}; a quote is probably not closed or not doubled"
+            f"{path}:{line}: broken CSV: {reason}; a quote is probably not closed or not doubled"
         ) from None
 
 

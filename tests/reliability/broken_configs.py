@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 from conftest import ROOT
+from reliability.broken_adapters import PLACES, put_elsewhere
 
 VALUES = [
     "3", "-1", "0", "1e-3", "1e999", "-1e999", "nan", ".nan", "inf", "-.inf", "010", "0o10", "0x1F", "0b11",
@@ -76,7 +77,9 @@ def make_config(seed: int, folder: Path, names: list[str], mutations: list) -> C
     case = ConfigCase(folder / "run.yaml", recipe, seed % 12 == 0)
     data = rng.choice(valid_configs(recipe)).encode()
     if not case.valid:
-        how = rng.choice(["value", "value", "value", "whole", "bytes", "key", "laughs"] if seed % 5 else ["value"])
+        how = rng.choice(
+            ["value", "value", "value", "whole", "bytes", "key", "laughs", "place"] if seed % 5 else ["value"]
+        )
         case.done.append(how)
         if how == "value":
             for _ in range(rng.choice([1, 1, 2])):
@@ -95,6 +98,10 @@ def make_config(seed: int, folder: Path, names: list[str], mutations: list) -> C
                 [name.upper(), name[:-1], f"{name}s", name.replace("_", "-"), f" {name}", f"{name}\0", "k" * 100_000]
             )
             data += f"{name}: 1\n".encode()
+        elif how == "place":
+            case.done.append(rng.choice(PLACES))
+            put_elsewhere(case.path, case.done[-1])
+            return case
         else:
             data = LAUGHS.replace("x11", rng.choice(names)).encode()
     case.path.write_bytes(data)

@@ -657,13 +657,15 @@ def _strict_parquet(data: bytes, case: DataCase) -> list[tuple[str, dict]]:
 # ---------------------------------------------------------------------------------------------------------- comparing
 
 
-def compare_rows(case: DataCase, found: list[dict], documents: bool) -> str:
+def compare_rows(case: DataCase, found: list[dict], documents: bool, blank: bool = True) -> str:
     """Return what differs between the rows that were read and the strict reading, or an empty string."""
     try:
         expected = strict_rows(case, documents)
     except NotReadableError as error:
         return f"read, though {error}"
     expected = [{"id": f"{case.path.name}{place}", **row} for place, row in expected]
+    if not blank:
+        expected = [row for row in expected if (row[case.text_columns[0]] or "").strip()]
     if [*map(_typed, expected)] != [*map(_typed, found)]:
         return f"read {len(found)} rows for {len(expected)}, or others"
     return ""
@@ -678,7 +680,7 @@ def _typed(value):
     return type(value).__name__, str(value) if value != value else value
 
 
-def compare_splits(case: DataCase, splits, report) -> str:
+def compare_splits(case: DataCase, splits, report, drop: bool = False) -> str:
     """Return what differs between the splits and the strict reading, or an empty string."""
     documents = case.label_column is None
     try:
@@ -686,8 +688,14 @@ def compare_splits(case: DataCase, splits, report) -> str:
     except NotReadableError as error:
         return f"read, though {error}"
     found = [row for split in splits.values() for row in split]
-    if sorted(row["id"] for row in found) != sorted(expected):
+    missing = {*expected} - {row["id"] for row in found}
+    if len({row["id"] for row in found}) < len(found) or {row["id"] for row in found} - {*expected}:
+        return "rows that are not in the file"
+    if len(missing) != report["dropped"]["train"] or (missing and not drop):
         return f"{len(found)} rows for {len(expected)}"
+    for place in missing:
+        if _is_usable(expected[place], case, report):
+            return f"{place} was dropped"
     for row in found:
         wanted = expected[row["id"]]
         for column in case.text_columns:
@@ -707,6 +715,22 @@ def compare_splits(case: DataCase, splits, report) -> str:
         if len(values) / 2 < fractions < len(values) and report["problem_type"] == "single_label_classification":
             return "fractions and others as classes"
     return ""
+
+
+def _is_usable(row: dict, case: DataCase, report) -> bool:
+    if not all(row[column] and row[column].strip() for column in case.text_columns):
+        return False
+    label = row[case.label_column]
+    if label is None or str(label).strip() == "" or label != label or label in (float("inf"), float("-inf")):
+        return False
+    if isinstance(label, list) and None in label:
+        return False
+    if report["problem_type"] == "regression":
+        try:
+            return abs(float(label)) < 3e38 and float(label) != -100
+        except (TypeError, ValueError):
+            return False
+    return True
 
 
 def _is_fraction(value) -> bool:
