@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_f
 
 from ptft_recipes.demo import dataset_rows
 from ptft_recipes.errors import InputError, one_line
-from ptft_recipes.labels import encode_labels
+from ptft_recipes.labels import encode_labels, is_finite
 from ptft_recipes.reading import SUFFIXES, check_columns, check_text, read_rows
 
 logger = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ def _to_dataset(rows: list[dict], text_columns, label_column) -> Dataset:
     if label_column is None:
         return dataset
     # NaN is no label, and no reason to read whole numbers as fractions.
-    values = [None if value != value else value for value in (row.get(label_column) for row in rows)]
+    values = [value if is_finite(value) else None for value in (row.get(label_column) for row in rows)]
     kinds = {type(value).__name__: row["id"] for value, row in reversed([*zip(values, rows, strict=True)])}
     try:
         return dataset.add_column(label_column, values)

@@ -102,7 +102,12 @@ def _plain(dataset: Dataset, column: str) -> list:
         return [None if value is None or value < 0 else feature.names[value] for value in values]
     if isinstance(feature, List) and isinstance(feature.feature, ClassLabel):
         return [None if value is None else [feature.feature.names[v] for v in value] for value in values]
-    return [None if str(value).strip() == "" or value != value else value for value in values]  # nan != nan
+    return [None if str(value).strip() == "" or not is_finite(value) else value for value in values]
+
+
+def is_finite(value) -> bool:
+    """Tell whether a label can be one: text and whole numbers can, NaN and the infinities cannot."""
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _infer(values: list, known: Sequence[str] | None) -> str:
@@ -140,7 +145,8 @@ def _number(value) -> float | None:
 
 def _as_list(value, separator: str | None) -> list[str] | None:
     if value is None or isinstance(value, list):
-        return None if value is None or None in value else [str(item) for item in value]
+        fit = value is not None and None not in value and all(map(is_finite, value))
+        return [str(item) for item in value] if fit else None
     return [part.strip() for part in str(value).split(separator) if part.strip()] if separator else [str(value)]
 
 
@@ -157,11 +163,9 @@ def _names(values: list) -> list[str]:
 def _encode(value, index: dict[str, int], problem_type: str) -> tuple:
     """Return (encoded label, None), or (None, what is wrong)."""
     if value is None:
-        return None, "no label"
+        return None, "no label (empty, null, or a number that is not finite)"
     if isinstance(value, list) and problem_type != MULTI:
         return None, f"{value!r:.60} is not one label"
-    if isinstance(value, float) and not math.isfinite(value):
-        return None, f"{value} is no finite number"
     if problem_type == REGRESSION:
         number = _number(value)
         if number is None:

@@ -2,6 +2,7 @@
 
 import bz2
 import csv
+import datetime
 import decimal
 import gzip
 import io
@@ -540,17 +541,17 @@ def strict_rows(case: DataCase, documents: bool = False) -> list[tuple[str, dict
 def _strict_csv(text: str, case: DataCase) -> list[tuple[str, dict]]:
     """Read CSV by RFC 4180, with the line ends of all systems; a state machine, so as not to ask the csv module."""
     wanted = [*case.text_columns, *([case.label_column] if case.label_column else [])]
-    readings = []
+    readings, preferred = [], "\t" if case.path.suffix == ".tsv" else ","
     for delimiter in DELIMITERS:
         try:
             records = _records(text, delimiter)
         except NotReadableError:
             continue
         if records and set(wanted) <= set(records[0][1]):
-            readings.append(records)
+            readings.append((len(records[0][1]), delimiter == preferred, records))
     if not readings:
         raise NotReadableError("no delimiter fits")
-    records = max(readings, key=lambda r: len(r[0][1]))
+    *_, records = max(readings, key=lambda reading: reading[:2])
     header = records[0][1]
     if len(set(header)) < len(header) or any(len(cells) != len(header) for _, cells in records):
         raise NotReadableError("ragged, or a name twice")
@@ -755,7 +756,7 @@ def _label_differs(label, wanted, report, case) -> str:
         wanted = wanted if isinstance(wanted, list) else (
             [part.strip() for part in str(wanted).split(case.separator)] if case.separator else [wanted]
         )  # fmt: skip
-        if any(not isinstance(w, str | int | float) or w != w for w in wanted):
+        if any(not isinstance(w, str | int | float | datetime.datetime) or w != w for w in wanted):
             return f"{wanted!r:.60} became labels"
         return "" if found == {*map(str, wanted)} - {""} else f"{sorted(found)} for {wanted}"
     if isinstance(wanted, bytes | list | dict):
