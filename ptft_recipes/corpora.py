@@ -138,6 +138,10 @@ def _open_stream(data_args: DatasetArguments, text_column: str) -> tuple[dict[st
                 fingerprint = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         except OSError as error:
             raise InputError(f"{source}: cannot be read: {error.strerror}") from None
+    elif os.path.isdir(source):  # else datasets would read it by rules of its own: a line of text is a row there
+        raise InputError(
+            f"{source}: --streaming reads a file or the Hub, not a folder; name its files with --train_file"
+        )
     else:
         stream, fingerprint = _hub_stream(data_args, text_column), f"{data_args.dataset_revision or 'main'}, streamed"
     limit = data_args.max_eval_samples or HELD_OUT_DOCUMENTS

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import io
+import json
 import math
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import datasets
 import pytest
 from conftest import argument_types
+from huggingface_hub import ModelCard
 from reliability.broken_adapters import base_model, compare_adapter, make_adapter
 from reliability.broken_configs import compare_config, make_config
 from reliability.broken_data import BYTES, compare_rows, compare_splits, make_case, make_place
@@ -138,7 +140,8 @@ def prepare(kind, seed, folder, recipes, base):
 
         calls = [rows, splits, lambda: splits(drop=True)]
         if documents:
-            calls = [rows, splits, corpus, lambda: corpus(streaming=True)]
+            streamed = path.endswith((".txt", ".jsonl", ".ndjson", ".parquet")) and "train_file" in source
+            calls = [rows, splits, corpus, lambda: corpus(streamed)]
         attempt = calls[seed // 2 % len(calls)]
     return case, attempt
 
@@ -199,3 +202,30 @@ def test_there_are_two_thousand_that_are_broken():
     # At most one in eight is left valid, as a control.
     assert sum(full - math.ceil(full / 8) for full, _ in KINDS.values()) >= 2000
     assert sum(some for _, some in KINDS.values()) >= 250
+
+
+HOSTILE = ["../../label", "/etc/label", "a\nb", "\x1b[2Jc", "$x$ <b> | `d`", "e" * 300, "{f} %s", "---\ng: 1"]
+
+
+def test_names_from_the_data_never_become_file_names_nor_break_a_run(run_cls, tmp_path):
+    files, results = {}, {}
+    for kind, names in {"plain": list("abcdefgh"), "hostile": HOSTILE}.items():
+        columns = ["text", "label"] if kind == "plain" else ["../text", "../../la\tbel"]
+        rows = [{columns[0]: f"word{i % 8} match goal", columns[1]: names[i % 8]} for i in range(40)]
+        paths = {split: tmp_path / kind / f"{split}.jsonl" for split in ("train", "validation", "test")}
+        (tmp_path / kind).mkdir()
+        for path in paths.values():
+            path.write_text("\n".join(map(json.dumps, rows)))
+        flags = [token for split, path in paths.items() for token in (f"--{split}_file", str(path))]
+        flags += ["--text_column", columns[0], "--label_column", columns[1], "--num_train_epochs", "1"]
+        output_dir = tmp_path / "outputs" / kind
+        before = {*tmp_path.rglob("*")}
+        run_cls(*flags, data=False, output_dir=output_dir)
+        written = {*tmp_path.rglob("*")} - before - {output_dir, output_dir.parent}
+        assert all(path.is_relative_to(output_dir) for path in written)
+        files[kind] = sorted(str(path.relative_to(output_dir)) for path in written)
+        results[kind] = [json.loads(line) for line in (output_dir / "predictions" / "test.jsonl").open()]
+        card = ModelCard.load(output_dir / "README.md")
+        assert card.data.pipeline_tag == "text-classification"
+    assert files["hostile"] == files["plain"]
+    assert [row["gold"] for row in results["hostile"]] == [HOSTILE[i % 8] for i in range(40)]
