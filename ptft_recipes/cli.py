@@ -55,6 +55,31 @@ EXIT_CODES = {
     StoppedBySignal: (75, "stopped"),  # EX_TEMPFAIL of sysexits.h: try again
     KeyboardInterrupt: (130, "interrupted"),  # as a shell has it: 128 + SIGINT
 }
+# Lowest and highest values of what transformers checks after the data is read, or never: with -1 epochs it trains on
+# nothing, with a billion workers it starts them.
+RANGES = {
+    "per_device_train_batch_size": (1, 10**6),
+    "per_device_eval_batch_size": (1, 10**6),
+    "gradient_accumulation_steps": (1, 10**6),
+    "num_train_epochs": (0, math.inf),
+    "dataloader_num_workers": (0, 1024),
+    "learning_rate": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "max_grad_norm": (0, math.inf),
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
+    "adam_epsilon": (0, math.inf),
+    "neftune_noise_alpha": (0, math.inf),
+    "max_steps": (-1, math.inf),
+    "eval_steps": (0, math.inf),
+    "save_steps": (0, math.inf),
+    "logging_steps": (0, math.inf),
+    "early_stopping_patience": (1, math.inf),
+    "head_learning_rate": (0, math.inf),
+    "label_smoothing_factor": (0, 1),
+    "seed": (0, 2**32 - 1),
+    "data_seed": (0, 2**32 - 1),
+}
 # Of what is read as it is written. Any other tag, such as !!python/object, asks the reader to make something.
 YAML_TAGS = {
     f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp", "seq", "map")
@@ -99,6 +124,10 @@ class _RecipeParser(HfArgumentParser):
         for name, value in vars(namespace).items():
             if isinstance(value, float) and not math.isfinite(value):
                 self.error(f"argument --{name}: {value} is no finite number")
+            lowest, highest = RANGES.get(name, (-math.inf, math.inf))
+            if isinstance(value, int | float) and not lowest <= value <= highest:
+                upper = f" and at most {highest}" * (highest < math.inf)
+                self.error(f"argument --{name}: {value} is out of range; it must be at least {lowest}{upper}")
         return namespace
 
 

@@ -87,6 +87,8 @@ def load_splits(
     """
     if clash := {"id", "labels", label_column} & {*text_columns} or {"id"} & {label_column}:
         raise InputError(f"column {min(clash)!r} is written by the recipe, or is text and label at once; name another")
+    if not all(text_columns) or not text_columns or label_column == "":
+        raise InputError("the name of a column must not be empty; see the --..._column options")
     name, splits = _read(data_args, text_columns, label_column)
     dropped = {}
     for split, dataset in splits.items():

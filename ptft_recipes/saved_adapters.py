@@ -120,8 +120,11 @@ def _wrap_without_numbers(model: PreTrainedModel, folder: str) -> PeftModel | No
     try:
         config = PeftConfig.from_pretrained(folder)
         config.base_model_name_or_path = None  # PEFT would warn that it is another
-        return get_peft_model(copy.deepcopy(model, memo=empty), config, low_cpu_mem_usage=True)
-    except NotImplementedError:
+        with torch.device("meta"):  # PEFT's low_cpu_mem_usage allocates each matrix before it lets go of it
+            return get_peft_model(copy.deepcopy(model, memo=empty), config, low_cpu_mem_usage=True)
+    except RuntimeError as error:
+        if "meta" not in str(error):
+            raise
         return None
 
 
