@@ -160,5 +160,5 @@ def _value_differs(found, value, written, hint) -> str:
     if isinstance(found, list):
         return "" if found == (written if isinstance(written, list) else [written]) else said
     if isinstance(found, dict):
-        return "" if found == json.loads(written) else said
+        return "" if found == json.loads(written or "{}") else said
     return "" if str(getattr(found, "value", found)) == written else said
