@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import re
 import typing
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from peft import (
     PromptLearningConfig,
     get_peft_model,
 )
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as IA3_TARGETS
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.pytorch_utils import Conv1D
@@ -41,8 +39,6 @@ SAVED_BY_PEFT = {
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
 }
-# Fields of an adapter_config.json by which PEFT would import a module or open files outside of the adapter's folder.
-REACH_OUTSIDE = ("megatron_config", "prompt_tuning_init_state_dict_path", "adapters")
 NOT_YET_KNOWN = 10**9  # AdaLoRA's total_step, which its callback sets when training starts
 
 
@@ -79,34 +75,6 @@ def wrap_with_peft(
             f"{where}: {error or type(error).__name__} (its fields: --tuning_kwargs name=value)"
         ) from error
     return model.train()
-
-
-def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
-    """Wrap the model with a saved adapter that goes on moving.
-
-    Raises:
-        InputError: The folder has no adapter, or one of another model.
-    """
-    if not (Path(folder) / "adapter_config.json").exists():
-        raise InputError(f"--tuning {folder}: the folder has no adapter_config.json")
-    if not (Path(folder) / SAFETENSORS_WEIGHTS_NAME).is_file():
-        raise InputError(
-            f"--tuning {folder}: no {SAFETENSORS_WEIGHTS_NAME}; another format is not read, it can run code"
-        )
-    try:
-        config = PeftConfig.from_pretrained(folder)
-        if reaching := [name for name in REACH_OUTSIDE if getattr(config, name, None)]:
-            raise InputError(
-                f"--tuning {folder}: its adapter_config.json sets {reaching[0]}, which leads outside of it"
-            )
-        model = PeftModel.from_pretrained(model, folder, is_trainable=True)
-    except InputError:
-        raise
-    except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"--tuning {folder}: the adapter does not fit this model: {reason[:400]}") from error
-    restore_output_bias(model)
-    return model
 
 
 def method_names() -> dict[str, PeftType]:
@@ -262,17 +230,18 @@ def parse_kwargs(method: str, config_class: type, tuning_kwargs: list[str]) -> d
             raise InputError(f"--tuning_kwargs {pair:.80}: {getattr(error, 'problem', error)}") from None
         if isinstance(value, str) and _is_float(value):
             value = float(value)  # YAML reads 1e-3 as text
-        elif type(value) is int and _takes(types[name], float) and not _takes(types[name], int):
+        elif type(value) is int and takes(types[name], float) and not takes(types[name], int):
             value = float(value)
         try:
             type_validator(name, value, types[name])
         except TypeError:
-            raise InputError(f"--tuning_kwargs {pair}: {name} must be {_type_name(types[name])}") from None
+            raise InputError(f"--tuning_kwargs {pair}: {name} must be {type_name(types[name])}") from None
         values[name] = value
     return values
 
 
-def _takes(hint, kind: type) -> bool:
+def takes(hint, kind: type) -> bool:
+    """Tell whether a type hint allows values of this type."""
     return kind is hint or kind in typing.get_args(hint)
 
 
@@ -284,7 +253,8 @@ def _is_float(text: str) -> bool:
     return True
 
 
-def _type_name(hint) -> str:
+def type_name(hint) -> str:
+    """Return what a type hint allows, for an error."""
     if typing.get_origin(hint) is typing.Literal:
         return f"one of {', '.join(map(str, typing.get_args(hint)))}"
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

@@ -2,7 +2,9 @@
 
 import argparse
 import dataclasses
+import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ptft_recipes.acceleration import check_processes, has_native_bf16
-from ptft_recipes.errors import InputError, PushError, ResourceError, StoppedBySignal, nearest
+from ptft_recipes.errors import InputError, PushError, ResourceError, StoppedBySignal, nearest, one_line
 from ptft_recipes.interruption import follow_launcher
 
 # Fields of TrainingArguments that --help shows besides the ones that the recipe sets; --help_all shows every field.
@@ -56,6 +58,35 @@ EXIT_CODES = {
     StoppedBySignal: (75, "stopped"),  # EX_TEMPFAIL of sysexits.h: try again
     KeyboardInterrupt: (130, "interrupted"),  # as a shell has it: 128 + SIGINT
 }
+# Lowest and highest values of what transformers checks after the data is read, or never: with -1 epochs it trains on
+# nothing, with a billion workers it starts them.
+RANGES = {
+    "per_device_train_batch_size": (1, 10**6),
+    "per_device_eval_batch_size": (1, 10**6),
+    "gradient_accumulation_steps": (1, 10**6),
+    "num_train_epochs": (0, math.inf),
+    "dataloader_num_workers": (0, 1024),
+    "learning_rate": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "max_grad_norm": (0, math.inf),
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
+    "adam_epsilon": (0, math.inf),
+    "neftune_noise_alpha": (0, math.inf),
+    "max_steps": (-1, math.inf),
+    "eval_steps": (0, math.inf),
+    "save_steps": (0, math.inf),
+    "logging_steps": (0, math.inf),
+    "early_stopping_patience": (1, math.inf),
+    "head_learning_rate": (0, math.inf),
+    "label_smoothing_factor": (0, 1),
+    "seed": (0, 2**32 - 1),
+    "data_seed": (0, 2**32 - 1),
+}
+# Of what is read as it is written. Any other tag, such as !!python/object, asks the reader to make something.
+YAML_TAGS = {
+    f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp", "seq", "map")
+}
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -80,7 +111,10 @@ class _RecipeParser(HfArgumentParser):
     where = ""
 
     def error(self, message: str):
-        self.exit(EXIT_CODES[InputError][0], f"{self.prog}: error: {self.where}{' '.join(message.split())}\n")
+        message = one_line(message, limit=10**6)
+        if len(message) > 1600:  # a value that is a file; what was expected stands at the end
+            message = f"{message[:600]} … {message[-1000:]}"
+        self.exit(EXIT_CODES[InputError][0], f"{self.prog}: error: {self.where}{message}\n")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         namespace, unknown = self.parse_known_args(argv)
@@ -90,6 +124,13 @@ class _RecipeParser(HfArgumentParser):
                 self.error(f"unknown argument {flag}{nearest(flag, self._option_string_actions)}")
         if unknown:
             self.error(f"unexpected value {unknown[0]!r}; options start with --")
+        for name, value in vars(namespace).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                self.error(f"argument --{name}: {value} is no finite number")
+            lowest, highest = RANGES.get(name, (-math.inf, math.inf))
+            if isinstance(value, int | float) and not lowest <= value <= highest:
+                upper = f" and at most {highest}" * (highest < math.inf)
+                self.error(f"argument --{name}: {value} is out of range; it must be at least {lowest}{upper}")
         return namespace
 
 
@@ -126,45 +167,54 @@ def _build_parser(
 
 def _read_config(path: str, parser: _RecipeParser, names: set[str]) -> list[str]:
     """Turn a flat YAML file into flags, each checked alone so that an error names its line."""
+    if not os.path.isfile(path):  # a pipe would be waited for
+        parser.error(f"--config {path}: {'not a regular file' if os.path.lexists(path) else 'no such file'}")
     try:
         text = Path(path).read_text(encoding="utf-8")
         # The node tree keeps every scalar as it was written: 1e-3 and 007 reach argparse as text, and `on` is no bool.
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         parser.error(f"--config {path}: {error}")
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)  # and not PyYAML's own message, which quotes the file
         place = f":{mark.line + 1}" if mark else ""
-        parser.error(f"--config {path}{place}: not valid YAML: {getattr(error, 'problem', error)}")
+        what = " ".join(filter(None, (getattr(error, name, None) for name in ("context", "problem"))))
+        parser.error(f"--config {path}{place}: not valid YAML: {what or error}")
+    except RecursionError:
+        parser.error(f"--config {path}: nested too deeply; expected lines of the form `key: value`")
     if root is None:
         return []
-    if not isinstance(root, yaml.MappingNode):
+    if not isinstance(root, yaml.MappingNode) or root.tag not in YAML_TAGS:
         parser.error(f"--config {path}: expected lines of the form `key: value`")
     argv, seen = [], set()
     for key_node, value_node in root.value:
         parser.where = f"{path}:{key_node.start_mark.line + 1}: "
-        if not isinstance(key_node, yaml.ScalarNode):  # to write one out would unfold its aliases
-            parser.error("expected lines of the form `key: value`")
-        key = key_node.value
+        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
         if key not in names:
-            parser.error(f"unknown key {key!r}{nearest(key, names)}")
+            parser.error(f"unknown key {key!r:.60}{nearest(key, names)}")
         if key in seen:
             parser.error(f"{key!r} stands here a second time")
         seen.add(key)
         if key == "hub_token":
             parser.error("a token is never read from a file; use `hf auth login`, or set HF_TOKEN")
-        for node in [value_node, *(value_node.value if isinstance(value_node, yaml.SequenceNode) else ())]:
-            if ":python/" in node.tag or not node.tag.startswith("tag:yaml.org,2002:"):
-                parser.error(
-                    f"{key!r} has the tag {node.tag.removeprefix('tag:yaml.org,2002:')!r}; write a plain value"
-                )
+        action = parser._option_string_actions[f"--{key}"]
+        is_list = action.nargs in ("+", "*")
+        for node in (value_node, *(value_node.value if isinstance(value_node, yaml.SequenceNode) else ())):
+            if node.tag not in YAML_TAGS:
+                parser.error(f"{key!r}: the tag {node.tag!r:.60} asks for an object; only plain values are read")
         if isinstance(value_node, yaml.ScalarNode):
             if value_node.tag == "tag:yaml.org,2002:null":
                 parser.error(f"{key!r} has no value; leave the line out to keep the default")
+            if action.type in (int, float) and re.fullmatch(r"[-+]?0\d[\d_]*", value_node.value):
+                parser.error(f"{key!r}: {value_node.value:.60} is octal to some readers; leave the leading zero out")
             tokens = [f"--{key}={value_node.value}"]
+        elif isinstance(value_node, yaml.SequenceNode) and not is_list:
+            parser.error(f"{key!r} must be a single value, not a list")
         elif isinstance(value_node, yaml.SequenceNode) and all(
             isinstance(item, yaml.ScalarNode) for item in value_node.value
         ):
+            if flag := next((item.value for item in value_node.value if re.match(r"-(?![\d.])", item.value)), None):
+                parser.error(f"{key!r}: the item {flag!r:.60} would be read as a flag")
             tokens = [f"--{key}", *(item.value for item in value_node.value)]
         else:
             parser.error(f"{key!r} must be a value or a list of values; nested keys are not read")
@@ -237,6 +287,8 @@ def parse_args(
         ]
     except (ValueError, ImportError) as error:  # raised by the dataclasses' own checks
         parser.error(str(error))
+    except (OSError, TypeError, KeyError, AttributeError, RuntimeError) as error:  # of JSON that is not as expected
+        parser.error(f"the training arguments do not go together: {type(error).__name__}: {one_line(error)}")
     return *instances, config
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,8 @@ from transformers import TrainingArguments
 
 from ptft_recipes.blocks import pack_blocks
 from ptft_recipes.data import DatasetArguments, load_splits
-from ptft_recipes.errors import InputError
-from ptft_recipes.reading import check_columns, read_rows, stream_documents
+from ptft_recipes.errors import InputError, one_line
+from ptft_recipes.reading import check_columns, check_file, check_text, read_rows, stream_documents
 
 logger = logging.getLogger(__name__)
 
@@ -128,20 +129,28 @@ def _open_stream(data_args: DatasetArguments, text_column: str) -> tuple[dict[st
     source = data_args.train_file or data_args.dataset_name
     if source is None or source.startswith("demo/"):
         raise InputError("--streaming needs a --train_file, or a --dataset_name that is a file or on the Hub")
-    if Path(source).is_file() or data_args.train_file:
-        if not Path(source).is_file():
-            raise InputError(f"{source}: no such file")
+    if os.path.isfile(source) or data_args.train_file:
+        check_file(source)
         kwargs = {"path": source, "text_column": text_column}
         stream = IterableDataset.from_generator(stream_documents, gen_kwargs=kwargs)
-        with Path(source).open("rb") as file:
-            fingerprint = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        try:
+            with Path(source).open("rb") as file:
+                fingerprint = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        except OSError as error:
+            raise InputError(f"{source}: cannot be read: {error.strerror}") from None
+    elif os.path.isdir(source):  # else datasets would read it by rules of its own: a line of text is a row there
+        raise InputError(
+            f"{source}: --streaming reads a file or the Hub, not a folder; name its files with --train_file"
+        )
     else:
         stream, fingerprint = _hub_stream(data_args, text_column), f"{data_args.dataset_revision or 'main'}, streamed"
     limit = data_args.max_eval_samples or HELD_OUT_DOCUMENTS
-    raw, report = {"train": stream}, {"name": Path(source).name if Path(source).is_file() else source, "cut": {}}
+    raw, report = {"train": stream}, {"name": Path(source).name if os.path.isfile(source) else source, "cut": {}}
     for split in ("test", "validation"):
         if path := getattr(data_args, f"{split}_file"):
             rows = read_rows(path, [text_column], documents=True)[: data_args.max_eval_samples]
+            for row in rows:
+                check_text(row, text_column)
         else:
             rows = list(raw["train"].take(limit))
             raw["train"] = raw["train"].skip(limit)
@@ -165,8 +174,7 @@ def _hub_stream(data_args: DatasetArguments, text_column: str) -> IterableDatase
         )
         columns = stream.column_names or list(next(iter(stream)))
     except Exception as error:  # the client raises many kinds
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise InputError(f"{name}: cannot be streamed: {reason[:300]}") from error
+        raise InputError(f"{name}: cannot be streamed: {one_line(error.__cause__ or error)}") from error
     check_columns(name, columns, [text_column])
     stream = stream.select_columns(text_column).filter(lambda row: bool(row[text_column] and row[text_column].strip()))
     return stream.map(lambda row, i: row | {"id": f"train[{i}]"}, with_indices=True)

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
 
 from ptft_recipes.demo import dataset_rows
-from ptft_recipes.errors import InputError
-from ptft_recipes.labels import encode_labels
+from ptft_recipes.errors import InputError, one_line
+from ptft_recipes.labels import encode_labels, is_finite
 from ptft_recipes.reading import SUFFIXES, check_columns, check_saved_names, check_text, read_rows
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,8 @@ def load_splits(
     """
     if clash := {"id", "labels", label_column} & {*text_columns} or {"id"} & {label_column}:
         raise InputError(f"column {min(clash)!r} is written by the recipe, or is text and label at once; name another")
+    if not all(text_columns) or not text_columns or label_column == "":
+        raise InputError("the name of a column must not be empty; see the --..._column options")
     name, splits = _read(data_args, text_columns, label_column)
     dropped = {}
     for split, dataset in splits.items():
@@ -128,9 +131,9 @@ def _read(data_args: DatasetArguments, text_columns, label_column) -> tuple[str,
         for split in rows:
             check_columns(f"{name}, split {split}", rows[split][0], _required(split, text_columns, label_column))
         return name, {split: _to_dataset(rows[split], text_columns, label_column) for split in rows}
-    elif Path(name).is_file():
+    elif os.path.isfile(name):  # Path.is_file raises where a name is too long
         files["train"] = name
-    elif Path(name).is_dir() and not any((Path(name) / file).exists() for file in SAVED_TO_DISK):
+    elif os.path.isdir(name) and not any((Path(name) / file).exists() for file in SAVED_TO_DISK):
         files = _files_of(Path(name))
     else:
         return name, _load_dataset(name, data_args, text_columns, label_column)
@@ -168,15 +171,15 @@ def _files_of(folder: Path) -> dict[str, Path | None]:
 
 def _load_dataset(name: str, data_args: DatasetArguments, text_columns, label_column) -> dict[str, Dataset]:
     try:
-        if Path(name).is_dir():
+        if os.path.isdir(name):
             check_saved_names(name)
             loaded = load_from_disk(name, keep_in_memory=True)  # else caches are written into the user's folder
         else:
             loaded = load_dataset(name, data_args.dataset_config, revision=data_args.dataset_revision)
     except Exception as error:  # the client raises many kinds; the reader needs one line, the trace keeps the rest
-        reason = " ".join(str(error.__cause__ or error).split())
-        what = "cannot be loaded" if Path(name).is_dir() else "is no file or folder here, and the Hub did not give it"
-        raise InputError(f"{name} {what}: {reason[:300]}") from error
+        reason = one_line(error.__cause__ or error)
+        what = "cannot be loaded" if os.path.isdir(name) else "is no file or folder here, and the Hub did not give it"
+        raise InputError(f"{name} {what}: {reason}") from error
     if isinstance(loaded, Dataset):
         loaded = DatasetDict(train=loaded)
     names = {"train": "train", "validation": data_args.validation_split, "test": data_args.test_split}
@@ -212,13 +215,13 @@ def _to_dataset(rows: list[dict], text_columns, label_column) -> Dataset:
     if label_column is None:
         return dataset
     # NaN is no label, and no reason to read whole numbers as fractions.
-    values = [None if value != value else value for value in (row.get(label_column) for row in rows)]
+    values = [value if is_finite(value) else None for value in (row.get(label_column) for row in rows)]
     kinds = {type(value).__name__: row["id"] for value, row in reversed([*zip(values, rows, strict=True)])}
     try:
         return dataset.add_column(label_column, values)
     except Exception as error:  # pyarrow raises many kinds: types that do not mix, whole numbers beyond 64 bits
         found = ", ".join(f"{kind} ({place})" for kind, place in kinds.items() if kind != "NoneType")
-        raise InputError(f"column {label_column!r} cannot be read as one type: {found}: {error}") from None
+        raise InputError(f"column {label_column!r} cannot be read as one type: {found}: {one_line(error)}") from None
 
 
 def _drop_bad_texts(split: str, dataset: Dataset, text_columns, drop: bool) -> tuple[Dataset, int]:
@@ -308,5 +311,7 @@ def _log(report: dict[str, Any], unlabelled: bool) -> None:
         notes += ["no labels: predicted, not scored"] if split == "test" and unlabelled else []
         logger.info("  %-10s %7d rows%s", split, report["rows"][split], "".join(f"; {note}" for note in notes))
     if names := report.get("label_names"):
-        shown = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
+        shown = ", ".join(f"{name:.60}" for name in names[:8]) + (
+            f", ... ({len(names)} in all)" if len(names) > 8 else ""
+        )
         logger.info("  labels: %s (%s)", shown, report["problem_type"])

@@ -23,6 +23,23 @@ class StoppedBySignal(Exception):  # noqa: N818 - an order, not an error
     """SIGTERM or Ctrl-C ended the training after a checkpoint was saved; the same command goes on."""
 
 
+def one_line(text, limit: int = 300) -> str:
+    r"""Return what another library or a file says as one line of printable characters, cut to a length.
+
+    Args:
+        text: An exception, or anything else that can be turned into text.
+        limit: Characters.
+
+    >>> one_line("Invalid data\n\x1b[2J  at 0")
+    'Invalid data [2J at 0'
+    >>> one_line("x" * 10, limit=4)
+    'xxxx…'
+    """
+    line = "".join(character if character.isprintable() else " " for character in str(text)[: 4 * limit])
+    line = " ".join(line.split())
+    return line if len(line) <= limit else f"{line[:limit]}…"
+
+
 def nearest(name: str, known) -> str:
     """Return a hint such as ``; did you mean 'learning_rate'?``, or an empty string when nothing is near.
 

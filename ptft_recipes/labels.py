@@ -1,10 +1,11 @@
 """One label map, made from train and applied everywhere."""
 
+import math
 from collections.abc import Sequence
 
 from datasets import ClassLabel, Dataset, List, Value
 
-from ptft_recipes.errors import InputError
+from ptft_recipes.errors import InputError, one_line
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 SINGLE, MULTI, REGRESSION = PROBLEM_TYPES
@@ -40,6 +41,9 @@ def encode_labels(
     feature = train.features[column]
     if isinstance(feature, dict):
         raise InputError(f"train: column {column!r} holds objects with {', '.join(feature)}; name a column of labels")
+    inner = feature.feature if isinstance(feature, List) else feature
+    if not isinstance(inner, ClassLabel | Value) or "binary" in getattr(inner, "dtype", ""):
+        raise InputError(f"train: column {column!r} holds {one_line(feature, 80)}; name a column of labels")
     known = feature.names if isinstance(feature, ClassLabel) else None
     values = {split: _plain(dataset, column) for split, dataset in splits.items()}
     if problem_type is None:
@@ -98,7 +102,12 @@ def _plain(dataset: Dataset, column: str) -> list:
         return [None if value is None or value < 0 else feature.names[value] for value in values]
     if isinstance(feature, List) and isinstance(feature.feature, ClassLabel):
         return [None if value is None else [feature.feature.names[v] for v in value] for value in values]
-    return [None if str(value).strip() == "" or value != value else value for value in values]  # nan != nan
+    return [None if str(value).strip() == "" or not is_finite(value) else value for value in values]
+
+
+def is_finite(value) -> bool:
+    """Tell whether a label can be one: text and whole numbers can, NaN and the infinities cannot."""
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _infer(values: list, known: Sequence[str] | None) -> str:
@@ -110,6 +119,13 @@ def _infer(values: list, known: Sequence[str] | None) -> str:
     numbers = [_number(value) for value in values]
     if values and all(n is not None for n in numbers) and any(isinstance(v, float) or "." in str(v) for v in values):
         return REGRESSION
+    fractions = sum(n is not None and "." in str(v) for n, v in zip(numbers, values, strict=True))
+    if 2 * fractions > len(values):  # else a stray `N/A` makes a class of every number
+        odd = next(v for n, v in zip(numbers, values, strict=True) if n is None)
+        raise InputError(
+            f"the label column holds {fractions} numbers with a point and values such as {odd!r:.60}; pass "
+            f"--problem_type regression (with --drop_bad_rows to leave these out) or {SINGLE}"
+        )
     distinct = len(set(values))
     if distinct > 100 and distinct > len(values) / 2:
         raise InputError(
@@ -129,7 +145,8 @@ def _number(value) -> float | None:
 
 def _as_list(value, separator: str | None) -> list[str] | None:
     if value is None or isinstance(value, list):
-        return None if value is None or None in value else [str(item) for item in value]
+        fit = value is not None and None not in value and all(map(is_finite, value))
+        return [str(item) for item in value] if fit else None
     return [part.strip() for part in str(value).split(separator) if part.strip()] if separator else [str(value)]
 
 
@@ -138,14 +155,15 @@ def _names(values: list) -> list[str]:
     names = {
         str(item) for value in values if value is not None for item in (value if isinstance(value, list) else [value])
     }
-    numeric = all(name.removeprefix("-").isdecimal() for name in names)
+    # No number of thousands of digits: Python does not convert it.
+    numeric = all(name.removeprefix("-").isdecimal() and len(name) < 1000 for name in names)
     return sorted(names, key=(lambda name: (int(name), name)) if numeric else None)
 
 
 def _encode(value, index: dict[str, int], problem_type: str) -> tuple:
     """Return (encoded label, None), or (None, what is wrong)."""
     if value is None:
-        return None, "no label"
+        return None, "no label (empty, null, or a number that is not finite)"
     if isinstance(value, list) and problem_type != MULTI:
         return None, f"{value!r:.60} is not one label"
     if problem_type == REGRESSION:
@@ -170,6 +188,6 @@ def _encode(value, index: dict[str, int], problem_type: str) -> tuple:
 def _check_enough(train: Dataset, names: list[str], problem_type: str) -> None:
     if problem_type != MULTI and len(used := set(train["labels"])) < 2:
         only = names[used.pop()] if problem_type == SINGLE else used.pop()
-        raise InputError(f"train has the one label {only!r} only; nothing can be learned from that")
+        raise InputError(f"train has the one label {only!r:.60} only; nothing can be learned from that")
     if problem_type == MULTI and not any(any(row) for row in train["labels"]):
         raise InputError("train: no row has a label")

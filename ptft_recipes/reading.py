@@ -1,15 +1,20 @@
 """Read rows from local files without guessing: text stays text, and every fault is named by file and line."""
 
 import codecs
+import contextlib
 import csv
 import io
 import itertools
 import json
+import math
+import os
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from ptft_recipes.errors import InputError
+from ptft_recipes.errors import InputError, one_line
 
 DELIMITERS = (",", "\t", ";", "|")
 # zip, gzip, bzip2, xz, 7z, zstd, tar: how their files begin
@@ -36,12 +41,11 @@ def read_rows(
         One dict per row with the columns asked for and `id`, the place that the row came from, e.g. `train.csv:17`.
 
     Raises:
-        InputError: No such file, an unknown ending, no rows, a column that is missing, a broken line, bytes that are
-            not UTF-8.
+        InputError: No such file, one that cannot be opened, an unknown ending, no rows, a column that is missing or
+            there twice, a broken line, bytes that are not UTF-8.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    check_file(path)
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: cannot read {path.suffix or 'a file without an ending'}; use {', '.join(SUFFIXES)}")
     _check_no_archive(path)
@@ -71,13 +75,18 @@ def stream_documents(path: str | Path, text_column: str) -> Iterator[dict[str, s
     read = {".txt": _documents, ".jsonl": _json_lines, ".ndjson": _json_lines, ".parquet": _parquet}
     if path.suffix.lower() not in read:
         raise InputError(f"{path}: --streaming reads {', '.join(read)}; convert it, or leave --streaming out")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    check_file(path)
     _check_no_archive(path)
     for row in _select(path, read[path.suffix.lower()](path, [text_column]), [text_column], ()):
         check_text(row, text_column)
         if row[text_column] and row[text_column].strip():
             yield row
+
+
+def check_file(path: str | Path) -> None:
+    """Raise an InputError unless the path is a regular file: a pipe or a device would be waited for, or never end."""
+    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
+        raise InputError(f"{path}: {'not a regular file' if os.path.lexists(path) else 'no such file'}")
 
 
 def check_columns(where: str | Path, found: Iterable[str], required: Sequence[str]) -> None:
@@ -87,7 +96,7 @@ def check_columns(where: str | Path, found: Iterable[str], required: Sequence[st
     if missing:
         raise InputError(
             f"{where}: no column {', '.join(map(repr, missing))}; its columns are "
-            f"{', '.join(f'{column!r:.60}' for column in found)}. "
+            f"{', '.join(f'{column!r:.60}' for column in found[:20])}{', ...' * (len(found) > 20)}. "
             "Name the right ones with the --..._column options"
         )
 
@@ -96,7 +105,7 @@ def check_text(row: dict, column: str) -> None:
     """Raise an InputError that names the row, unless its column is empty or holds text that can be written down."""
     text, where = row[column], f"{row['id']}: column {column!r} holds"
     if not isinstance(text, str | None):
-        raise InputError(f"{where} {type(text).__name__} {text!r:.60}, not text")
+        raise InputError(f"{where} {type(text).__name__} {reprlib.repr(text):.60}, not text")
     try:
         (text or "").encode()
     except UnicodeEncodeError as error:  # JSON can escape half of a pair: an emoji that was cut in two
@@ -115,15 +124,65 @@ def check_saved_names(folder: str | Path) -> None:
 
 
 def _check_no_archive(path: Path) -> None:
-    with path.open("rb") as file:
-        if ARCHIVE.match(file.read(512)):
-            raise InputError(f"{path}: it is an archive, or compressed, and nothing is unpacked here; unpack it first")
+    with _readable(path), path.open("rb") as file:
+        start = file.read(512)
+    if ARCHIVE.match(start):
+        raise InputError(f"{path}: it is an archive, or compressed, and nothing is unpacked here; unpack it first")
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # no permission, a failing disk
+        raise InputError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from None
+
+
+def parse_json(text: str, path: Path, line: int = 1, finite: bool = False) -> Any:
+    """Parse a JSON value in which no key stands twice.
+
+    Args:
+        text: The value.
+        path: Of its file.
+        line: On which the value begins.
+        finite: Refuse NaN, infinities, and what overflows to one.
+
+    Raises:
+        InputError: Broken JSON, a key that stands twice, values nested or numbers written beyond what can be read.
+    """
+
+    def finite_float(number: str) -> float:
+        if not math.isfinite(float(number)):
+            raise InputError(f"{path}: {number:.60} is no finite number")
+        return float(number)
+
+    def unique(pairs: list[tuple]) -> dict:
+        found = dict(pairs)
+        if len(found) < len(pairs):  # json would keep the last, other readers the first
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise InputError(f"{path}:{line}: the key {twice!r:.60} stands twice in an object")
+        return found
+
+    try:
+        checks = {"parse_float": finite_float, "parse_constant": finite_float} if finite else {}
+        return json.loads(text, object_pairs_hook=unique, **checks)
+    except json.JSONDecodeError as error:
+        place = f"{path}:{line + error.lineno - 1}"
+        raise InputError(f"{place}: broken JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise InputError(f"{path}:{line}: JSON nested too deeply to be data") from None
+    except InputError:
+        raise
+    except ValueError:  # an integer of more digits than Python converts
+        raise InputError(f"{path}:{line}: a number of thousands of digits; write it as text, in quotes") from None
 
 
 def _select(path: Path, rows, required: Sequence[str], optional: Sequence[str]) -> Iterator[dict]:
-    for place, row in rows:
-        check_columns(f"{path}{place}", row, required)
-        yield {"id": f"{path.name}{place}"} | {name: row.get(name) for name in (*required, *optional)}
+    with _readable(path):
+        for place, row in rows:
+            check_columns(f"{path}{place}", row, required)
+            yield {"id": f"{path.name}{place}"} | {name: row.get(name) for name in (*required, *optional)}
 
 
 def _decode(path: Path) -> str:
@@ -135,7 +194,10 @@ def _text_lines(path: Path) -> Iterator[str]:
     """Read a file line by line, so that one of any size takes no more memory than its longest line."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):  # at \n only: JSON allows U+2028 and others inside a string
-            yield _decode_part(line, path, number).removesuffix("\n")
+            text = _decode_part(line, path, number)
+            if number == 1 and "\n" not in text and "\r" in text.rstrip("\r"):
+                raise InputError(f"{path}: its lines end in \\r alone, as on an old Mac; convert them: tr '\\r' '\\n'")
+            yield text.removesuffix("\n")
 
 
 def _decode_part(data: bytes, path: Path, line: int = 1) -> str:
@@ -176,7 +238,7 @@ def _csv(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
                 header = cells
                 check_columns(path, header, required)
                 if twice := [name for name in header if header.count(name) > 1]:
-                    raise InputError(f"{path}:{start}: the column name {twice[0]!r} stands twice in the header")
+                    raise InputError(f"{path}:{start}: the column name {twice[0]!r:.60} stands twice in the header")
                 continue
             if len(cells) != len(header):
                 raise InputError(
@@ -185,8 +247,9 @@ def _csv(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
                 )
             yield f":{start}", dict(zip(header, cells, strict=True))
     except csv.Error as error:
+        reason = str(error).replace("\t", "\\t")  # the delimiter
         raise InputError(
-            f"{path}:{line}: broken CSV: {error}; a quote is probably not closed or not doubled"
+            f"{path}:{line}: broken CSV: {reason}; a quote is probably not closed or not doubled"
         ) from None
 
 
@@ -194,10 +257,7 @@ def _json_lines(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict
     for number, line in enumerate(_text_lines(path), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: broken JSON: {error.msg} at column {error.colno}") from None
+        row = parse_json(line, path, number)
         if not isinstance(row, dict):
             raise InputError(f"{path}:{number}: expected an object {{...}} per line, found {type(row).__name__}")
         yield f":{number}", row
@@ -206,13 +266,13 @@ def _json_lines(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict
 def _json(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
     text = _decode(path)
     try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
+        rows = parse_json(text, path)
+    except InputError as error:
         # JSON lines under the name .json, as many exports have it
-        if error.msg == "Extra data" and text.lstrip().startswith("{"):
+        if "Extra data" in str(error) and text.lstrip().startswith("{"):
             yield from _json_lines(path, required)
             return
-        raise InputError(f"{path}:{error.lineno}: broken JSON: {error.msg} at column {error.colno}") from None
+        raise
     if isinstance(rows, dict):
         rows = [rows] if not isinstance(rows.get("data"), list) else rows["data"]
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -243,10 +303,16 @@ def _parquet(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            check_columns(path, file.schema_arrow.names, required)
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            names = file.schema_arrow.names
+            check_columns(path, names, required)
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise InputError(f"{path}: the column name {twice[0]!r:.60} stands twice")
             batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=100))
             for index, row in enumerate(itertools.chain.from_iterable(batches)):
                 yield f"[{index}]", row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet file: {error}") from None
+    except InputError:
+        raise
+    # UnicodeDecodeError, a ValueError: text that is not UTF-8.
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable Parquet file: {one_line(error)}") from None

@@ -1,16 +1,17 @@
 """Which weights move: all, the head, the biases, or what a PEFT method adds."""
 
 import logging
+import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from peft import PeftModel, prepare_model_for_kbit_training
 from transformers import PreTrainedModel
 
-from ptft_recipes.adapters import load_adapter, method_names, parse_kwargs, wrap_with_peft
+from ptft_recipes.adapters import method_names, parse_kwargs, wrap_with_peft
 from ptft_recipes.errors import InputError, nearest
 from ptft_recipes.merging import check_mergeable
 from ptft_recipes.optimization import freeze_layers
+from ptft_recipes.saved_adapters import load_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -109,10 +110,10 @@ def apply_tuning(
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if method in PLAIN_METHODS:
         _freeze(model, tuning_args, new_modules)
-    elif Path(method).is_dir():
+    elif os.path.isdir(method):  # Path.is_dir raises where a name is too long
         if tuning_args.tuning_kwargs:
             raise InputError(f"--tuning_kwargs: the adapter in {method} brings its own configuration")
-        model = load_adapter(model, method)
+        model = load_adapter(model, method, new_modules)
     elif method.lower() in (known := method_names()):
         model = wrap_with_peft(model, method, tuning_args.tuning_kwargs, task_type, new_modules)
     else:

@@ -18,7 +18,6 @@ from functools import partial
 
 from transformers import AutoModelForSequenceClassification, TrainingArguments
 
-from ptft_recipes.adapters import load_adapter
 from ptft_recipes.cli import parse_args, run_command
 from ptft_recipes.data import DatasetArguments, load_splits
 from ptft_recipes.evaluation import score_split, score_test_split
@@ -26,6 +25,7 @@ from ptft_recipes.hub import publish
 from ptft_recipes.merging import average_weights, check_adapters, fold_if_mergeable
 from ptft_recipes.metrics import classification_metrics
 from ptft_recipes.modeling import ModelArguments, load_model, load_tokenizer
+from ptft_recipes.saved_adapters import load_adapter
 from ptft_recipes.tokenization import count_tokens, tokenize
 from ptft_recipes.training import RecipeTrainer, start_run
 

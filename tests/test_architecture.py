@@ -55,6 +55,7 @@ EDGES = {
     "resources": {"errors"},
     "resuming": {"checkpoints", "errors", "reporting"},
     "sampling": {"acceleration"},
+    "saved_adapters": {"adapters", "embeddings", "errors", "reading"},
     "sealed_trainer": {"checkpoints", "errors", "interruption", "modeling", "resources", "resuming"},
     "sentence_pairs": {"blocks", "collators", "errors"},
     "sentence_prediction": {"errors", "objectives", "perplexity", "pretraining", "sparse_head"},
@@ -65,7 +66,7 @@ EDGES = {
         "acceleration", "adapters", "errors", "features", "hub", "logs", "merging", "metrics", "modeling",
         "optimization", "provenance", "regularization", "resuming", "sealed_trainer", "tuning",
     },
-    "tuning": {"adapters", "errors", "merging", "optimization"},
+    "tuning": {"adapters", "errors", "merging", "optimization", "saved_adapters"},
     "vocabulary": {"errors"},
 }  # fmt: skip
 

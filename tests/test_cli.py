@@ -1,5 +1,6 @@
 """Defaults < YAML < flags, each checked alike; mistakes are told in one line with the nearest right name."""
 
+import os
 from dataclasses import dataclass, field
 
 import pytest
@@ -73,6 +74,23 @@ def test_yaml_scalars_reach_the_parser_as_they_were_written(config):
         ("- size\n", "expected lines of the form `key: value`"),
         ("a: [1\n", "not valid YAML"),
         ("on: 3\n", "run.yaml:1: unknown key 'on'"),
+        ("deep: []\n", "run.yaml:1: 'deep' must be a single value, not a list"),  # `--deep` alone is true
+        ("size: [3]\n", "run.yaml:1: 'size' must be a single value, not a list"),
+        ("tags: [a, --size=9]\n", "run.yaml:1: 'tags': the item '--size=9' would be read as a flag"),
+        ("tags: [-h]\n", "run.yaml:1: 'tags': the item '-h' would be read as a flag"),
+        ("size: 010\n", "run.yaml:1: 'size': 010 is octal to some readers"),
+        ("learning_rate: 010\n", "run.yaml:1: 'learning_rate': 010 is octal to some readers"),
+        ("learning_rate: nan\n", "run.yaml:1: argument --learning_rate: nan is no finite number"),
+        ("learning_rate: 1e999\n", "run.yaml:1: argument --learning_rate: inf is no finite number"),
+        ("color: !!python/object/apply:os.system [ls]\n", "run.yaml:1: 'color': the tag 'tag:yaml.org,2002:python"),
+        ("color: !!python/name:os.system\n", "asks for an object; only plain values are read"),
+        ("tags: [!!binary aGk=]\n", "run.yaml:1: 'tags': the tag"),
+        ("!!python/object:os.system {}\n", "expected lines of the form `key: value`"),
+        ("? [a, b]\n: 1\n", "run.yaml:1: unknown key 'a list or mapping'"),
+        ("[" * 5000, "nested too deeply"),
+        ("accelerator_config: nowhere.json\n", "FileNotFoundError: [Errno 2] No such file"),
+        ("size: 1\n---\nsize: 2\n", "expected a single document"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\n", "run.yaml:1: unknown key 'a'"),
     ],
 )
 def test_a_mistake_in_the_yaml_names_file_and_line(config, capsys, text, message):
@@ -95,6 +113,44 @@ def test_a_mistake_in_the_yaml_names_file_and_line(config, capsys, text, message
 )
 def test_a_mistake_on_the_command_line_is_one_line(capsys, flags, message):
     assert message in fails(capsys, *flags)
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe"])
+def test_a_config_that_is_no_regular_file_is_refused_at_once(tmp_path, capsys, kind):
+    path = tmp_path / "run.yaml"
+    path.mkdir() if kind == "directory" else os.mkfifo(path)
+    assert f"--config {path}: not a regular file" in fails(capsys, "--config", str(path))
+
+
+@pytest.mark.parametrize("text", [f"size: {'x' * 10**6}\n", f"{'x' * 10**6}: 1\n", f"deep: {'9' * 10**6}\n"])
+def test_a_value_that_is_a_file_is_not_echoed(config, capsys, text):
+    assert len(fails(capsys, "--config", config(text))) < 2000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_train_epochs", "-1"),  # trains on nothing
+        ("gradient_accumulation_steps", "0"),
+        ("gradient_accumulation_steps", "-1"),
+        ("per_device_train_batch_size", "0"),
+        ("per_device_eval_batch_size", "-8"),
+        ("dataloader_num_workers", "-1"),
+        ("dataloader_num_workers", "1000000"),
+        ("learning_rate", "-0.1"),
+        ("adam_beta1", "1.5"),
+        ("neftune_noise_alpha", "-1"),
+        ("max_steps", "-2"),
+        ("label_smoothing_factor", "1.5"),
+        ("seed", "-1"),
+        ("seed", str(2**32)),
+    ],
+)
+def test_a_number_out_of_range_is_refused_before_the_data_is_read(config, capsys, name, value):
+    said = fails(capsys, f"--{name}", value)
+    assert f"argument --{name}: {value}" in said
+    assert "is out of range; it must be at least" in said
+    assert f"run.yaml:1: argument --{name}: " in fails(capsys, "--config", config(f"{name}: {value}\n"))
 
 
 def test_an_empty_config_changes_nothing(config):

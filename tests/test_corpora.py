@@ -180,6 +180,21 @@ print(json.dumps({"tokens": seen, "rss": peak / 1024}))
 """
 
 
+def test_a_folder_is_not_streamed_by_other_rules(tmp_path):
+    (tmp_path / "train.txt").write_text("a document\nof two lines\n\nanother\n")
+    with pytest.raises(InputError, match="--streaming reads a file or the Hub, not a folder"):
+        load_corpora(DatasetArguments(dataset_name=str(tmp_path)), "text", streaming=True)
+
+
+def test_held_out_documents_of_a_stream_are_text(tmp_path):
+    lines = {"train": ["a", "b", "c"], "test": [1, 2]}
+    for split, texts in lines.items():
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    paths = {f"{split}_file": str(tmp_path / f"{split}.jsonl") for split in lines}
+    with pytest.raises(InputError, match=r"test\.jsonl:1: column 'text' holds int 1, not text"):
+        load_corpora(DatasetArguments(**paths, max_eval_samples=1), "text", streaming=True)
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_a_streamed_corpus(tmp_path, checkpoint):
     document = " ".join(["the team of one big cell and a new stock"] * 30)

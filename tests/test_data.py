@@ -244,6 +244,12 @@ def test_columns_that_would_overwrite_each_other_are_refused(tmp_path, text_colu
         load(text_columns, label_column, train_file=path)
 
 
+@pytest.mark.parametrize(("text_columns", "label_column"), [([], "label"), ([""], "label"), (["text"], "")])
+def test_columns_without_a_name_are_refused(tmp_path, text_columns, label_column):
+    with pytest.raises(InputError, match="the name of a column must not be empty"):
+        load(text_columns, label_column, train_file=write_csv(tmp_path / "train.csv", ROWS))
+
+
 # Texts
 
 

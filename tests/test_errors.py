@@ -31,5 +31,5 @@ def test_an_input_error_is_a_value_error_with_the_message_as_given():
 
 def test_the_examples_in_the_docstrings_hold():
     results = doctest.testmod(errors)
-    assert results.attempted == 2
+    assert results.attempted == 4
     assert results.failed == 0

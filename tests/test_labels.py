@@ -264,6 +264,38 @@ def test_a_column_of_mostly_different_values_is_taken_for_a_wrong_one():
     assert len(encode(split(list(range(150)), ClassLabel(num_classes=150)))[3]) == 150
 
 
+@pytest.mark.parametrize("odd", ["N/A", "nan", "inf", "1e999", "2,5"])
+def test_a_stray_value_among_fractions_does_not_make_them_classes(odd):
+    labels = ["0.5", "1.5", "2.5", "0.5", odd, "1.5"]
+    with pytest.raises(
+        InputError, match=rf"5 numbers with a point and values such as '{odd}'.*regression.*single_label"
+    ):
+        encode(labels)
+    assert encode(labels, REGRESSION, drop_bad_rows=True)[1] == {"train": 1}
+    assert odd in encode(labels, SINGLE)[3]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("problem_type", [None, SINGLE, MULTI, REGRESSION])
+def test_a_number_that_is_not_finite_is_no_label(value, problem_type):
+    with pytest.raises(InputError, match=r"1 rows whose 'label' cannot be used: .*no label"):
+        encode([0.5, 1.5, value], problem_type)
+    *_, names = encode([0.5, 1.5, value], problem_type, drop_bad_rows=True)
+    assert names in (["0.5", "1.5"], ["label"])
+    with pytest.raises(InputError, match="no label"):
+        encode([[0.5], [1.5, value]], MULTI)
+
+
+@pytest.mark.parametrize("labels", [[[["a"]], [["b"]]], [b"a", b"b"], [[b"a"], [b"b"]], [[{"a": 1}], [{"a": 2}]]])
+def test_lists_in_lists_and_bytes_are_no_labels(labels):
+    with pytest.raises(InputError, match=r"train: column 'label' holds .*; name a column of labels"):
+        encode(labels)
+
+
+def test_a_label_of_thousands_of_digits_is_a_name(caplog):
+    assert encode(["1", "9" * 5000])[3] == ["1", "9" * 5000]
+
+
 def test_features_of_other_columns_survive():
     features = Features({"id": Value("string"), "text": Value("large_string"), "label": Value("string")})
     dataset = Dataset.from_dict({"id": ["a", "b"], "text": ["x", "y"], "label": ["l", "m"]}, features=features)

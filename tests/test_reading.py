@@ -1,6 +1,8 @@
 """Local files: text stays text, whatever the format; every fault is named by file and line."""
 
+import gzip
 import json
+import os
 import tracemalloc
 
 import datasets
@@ -294,9 +296,82 @@ def test_an_unknown_ending_lists_the_known_ones(write, name):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    for path in (tmp_path / "no.csv", tmp_path):
-        with pytest.raises(InputError, match="no such file"):
-            read(path)
+    with pytest.raises(InputError, match=r"no\.csv: no such file"):
+        read(tmp_path / "no.csv")
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.jsonl", "train.json", "train.parquet", "train.txt"])
+@pytest.mark.parametrize("kind", ["directory", "pipe", "loop", "device", "long"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, name, kind):
+    path = tmp_path / (f"{'x' * 5000}{name}" if kind == "long" else name)
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind in ("loop", "device"):
+        path.symlink_to(path if kind == "loop" else "/dev/zero")
+    said = "no such file" if kind == "long" else "not a regular file"
+    with pytest.raises(InputError, match=said):
+        read(path)
+    if not name.endswith(("csv", "json")):
+        with pytest.raises(InputError, match=said):
+            next(stream_documents(path, "text"))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="a file that fails for root too is needed")
+@pytest.mark.parametrize("name", ["train.csv", "train.jsonl", "train.json", "train.txt"])
+def test_a_file_that_fails_while_it_is_read_is_named(tmp_path, name):
+    path = tmp_path / name
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises(InputError, match=rf"{name}: cannot be read: Input/output error"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("train.jsonl", '{"text": "x", "label": 1, "text": "y"}\n', "train.jsonl:1: the key 'text' stands twice"),
+        ("train.json", '[{"text": "x", "label": 1, "label": 2}]', "the key 'label' stands twice"),
+        ("train.json", '{"data": [], "data": []}', "the key 'data' stands twice"),
+        ("train.jsonl", f"\n{'[' * 5000}", "train.jsonl:2: JSON nested too deeply"),
+        ("train.json", '{"a":' * 5000, "train.json:1: JSON nested too deeply"),
+        ("train.jsonl", f'{{"text": "x", "label": {"1" * 5000}}}', "train.jsonl:1: a number of thousands of digits"),
+        ("train.csv", gzip.compress(b"text,label\nx,a\n"), "train.csv: it is an archive, or compressed"),
+        ("train.jsonl", b"PK\x03\x04\x14\0\0\0", "train.jsonl: it is an archive, or compressed"),
+        ("train.csv", 'text\tlabel\n"x"y\ta\n', r"'\\t' expected after"),
+    ],
+)
+def test_what_a_parser_would_choke_on_or_misread_is_named(write, name, content, said):
+    with pytest.raises(InputError) as error:
+        read(write(name, content))
+    assert said.replace("\\\\", "\\") in str(error.value)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_the_line_ends_of_an_old_mac_are_refused_where_they_would_make_one_line_of_a_file(write, documents):
+    path = write("train.txt", b"one\rtwo\rthree\r")
+    with pytest.raises(InputError, match=r"end in \\r alone.*tr '\\r' '\\n'"):
+        read_rows(path, ["text"], documents=documents)
+    assert read(write("train.txt", b"a bar\rof progress\n"), ["text"])[0]["text"] == "a bar\rof progress"
+
+
+def test_parquet_with_a_column_twice_bytes_that_are_no_text_or_a_flipped_bit_is_refused(tmp_path):
+    path = tmp_path / "train.parquet"
+    text = pyarrow.array(["x"] * 3)
+    pyarrow.parquet.write_table(pyarrow.table([text, text, text], names=["text", "label", "text"]), path)
+    with pytest.raises(InputError, match=r"train\.parquet: the column name 'text' stands twice"):
+        read(path)
+    broken = pyarrow.array([b"\xff\xfe"] * 3).view(pyarrow.utf8())
+    pyarrow.parquet.write_table(pyarrow.table({"text": broken, "label": text}), path)
+    with pytest.raises(InputError, match=r"not a readable Parquet file: .*can't decode byte 0xff"):
+        read(path)
+    table = pyarrow.table({"text": ["a word that can be found"] * 3, "label": ["x"] * 3})
+    pyarrow.parquet.write_table(table, path, write_page_checksum=True, compression="none")
+    path.write_bytes(path.read_bytes().replace(b"a word that can", b"a Word that can", 1))
+    with pytest.raises(InputError, match="CRC"):
+        read(path)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])

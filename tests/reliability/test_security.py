@@ -36,7 +36,7 @@ from reliability.failing_hub import failing_hub
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ptft_recipes import hub
-from ptft_recipes.adapters import load_adapter, parse_kwargs
+from ptft_recipes.adapters import parse_kwargs
 from ptft_recipes.checkpoints import MANIFEST, read_manifest, seal_checkpoint
 from ptft_recipes.cli import parse_args
 from ptft_recipes.data import DatasetArguments, load_splits
@@ -45,6 +45,7 @@ from ptft_recipes.errors import InputError, PushError
 from ptft_recipes.merging import check_adapters
 from ptft_recipes.modeling import ModelArguments, load_model, load_tokenizer
 from ptft_recipes.reading import SUFFIXES, read_rows, stream_documents
+from ptft_recipes.saved_adapters import load_adapter
 
 LORA = ["--tuning", "lora", "--tuning_kwargs", "r=4"]
 
@@ -214,7 +215,9 @@ def test_an_adapter_imports_nothing(adapter, checkpoint, tmp_path, monkeypatch, 
     monkeypatch.syspath_prepend(tmp_path)
     evil = {"base_model_class": "Evil", "parent_library": "evil_module"}
     folder = adapter(auto_mapping=evil, custom_modules={"Linear": "evil_module.Evil"}, modules_to_save=["classifier"])
-    load_adapter(plain(checkpoint), str(folder))
+    with pytest.raises(InputError, match="lora has no field 'custom_modules'"):
+        load_adapter(plain(checkpoint), str(folder))
+    load_adapter(plain(checkpoint), str(adapter(auto_mapping=evil, modules_to_save=["classifier"])))
     check_adapters([str(folder)], checkpoint, sorted(TOPICS))
     with pytest.raises(InputError, match="sets megatron_config, which leads outside") as caught:
         load_adapter(plain(checkpoint), str(adapter(megatron_config={"x": 1}, megatron_core="evil_module")))
@@ -407,16 +410,16 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     [
         (
             "train_file: !!python/object/apply:os.mkdir [{marker}]\n",
-            r"run\.yaml:1: .*tag 'python/object/apply:os\.mkdir'",
+            r"run\.yaml:1: .*tag '\S*python/object/apply:os\.mkdir'",
         ),
-        ("tuning_kwargs: !!python/object/apply:os.mkdir [{marker}]\n", "tag 'python/object/apply:os"),
-        ("tuning_kwargs: [!!python/name:os.system '']\n", "tag 'python/name:os"),
+        ("tuning_kwargs: !!python/object/apply:os.mkdir [{marker}]\n", r"tag '\S*python/object/apply:os"),
+        ("tuning_kwargs: [!!python/name:os.system '']\n", r"tag '\S*python/name:os"),
         ("train_file: !evil {marker}\n", "tag '!evil'"),
         (BOMB, "unknown key 'a0'"),
         (BOMB.replace("a11:", "tuning_kwargs:"), "unknown key 'a0'"),
-        (f"tuning_kwargs: {'[' * 5000}\n", "not valid YAML"),
+        (f"tuning_kwargs: {'[' * 5000}\n", "nested too deeply"),
         ("tuning_kwargs: &a [*a]\n", "must be a value or a list of values"),
-        ("? &a [x, x]\n: 1\n? [*a, *a]\n: 2\n", "expected lines of the form"),
+        ("? &a [x, x]\n: 1\n? [*a, *a]\n: 2\n", "unknown key 'a list or mapping'"),
         ("trust_remote_code: true\n", "run.yaml: trust_remote_code runs the code of others; give it on the command"),
         ("hub_token: hf_secret\n", "a token is never read from a file"),
         ("hub_token: [hf_secret]\n", "a token is never read from a file"),
