@@ -232,8 +232,9 @@ def parse_args(
 ) -> tuple:
     """Parse a recipe's arguments: `defaults`, then the file that `--config` names, then `argv`.
 
-    A key or flag that does not exist, a wrong type and a wrong choice end the process with exit code 2 and one line
-    that names the nearest right name. Abbreviated flags are refused, and so is a wrong number of processes.
+    A key or flag that does not exist, a wrong type or choice, and a number out of range end the process with exit
+    code 2 and one line that names the nearest right name. Abbreviated flags are refused, and so is a wrong number of
+    processes.
 
     Args:
         dataclass_types: The dataclasses to fill, `TrainingArguments` among them.

@@ -24,7 +24,8 @@ def encode_labels(
         splits: Data sets with `id` and `column`; `train` is among them.
         column: The label column.
         problem_type: One of `PROBLEM_TYPES`; None to infer it: lists, or a `separator`, are multi-label; numbers of
-            type float, or of text with a point, regression; everything else a single label.
+            type float, or of text with a point, regression; everything else a single label. Such numbers mixed with
+            a few other values are refused.
         separator: Splits a multi-label cell of text.
         drop_bad_rows: Leave out rows without a label, or with one that train does not have, instead of stopping.
 

@@ -292,7 +292,7 @@ def test_lists_in_lists_and_bytes_are_no_labels(labels):
         encode(labels)
 
 
-def test_a_label_of_thousands_of_digits_is_a_name(caplog):
+def test_a_label_of_thousands_of_digits_is_a_name():
     assert encode(["1", "9" * 5000])[3] == ["1", "9" * 5000]
 
 
