@@ -4,17 +4,16 @@ import argparse
 import dataclasses
 import math
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import HfArgumentParser
 
 from ptft_recipes.acceleration import check_processes, has_native_bf16
+from ptft_recipes.config_files import read_config
 from ptft_recipes.errors import InputError, PushError, ResourceError, StoppedBySignal, nearest, one_line
 from ptft_recipes.interruption import follow_launcher
 
@@ -83,10 +82,6 @@ RANGES = {
     "seed": (0, 2**32 - 1),
     "data_seed": (0, 2**32 - 1),
 }
-# Of what is read as it is written. Any other tag, such as !!python/object, asks the reader to make something.
-YAML_TAGS = {
-    f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp", "seq", "map")
-}
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -128,6 +123,8 @@ class _RecipeParser(HfArgumentParser):
             if isinstance(value, float) and not math.isfinite(value):
                 self.error(f"argument --{name}: {value} is no finite number")
             lowest, highest = RANGES.get(name, (-math.inf, math.inf))
+            if name == "max_steps" and value == 0:  # to Trainer neither none nor any
+                self.error("argument --max_steps: give 1 or more, or -1 for whole epochs")
             if isinstance(value, int | float) and not lowest <= value <= highest:
                 upper = f" and at most {highest}" * (highest < math.inf)
                 self.error(f"argument --{name}: {value} is out of range; it must be at least {lowest}{upper}")
@@ -165,65 +162,6 @@ def _build_parser(
     return parser
 
 
-def _read_config(path: str, parser: _RecipeParser, names: set[str]) -> list[str]:
-    """Turn a flat YAML file into flags, each checked alone so that an error names its line."""
-    if not os.path.isfile(path):  # a pipe would be waited for
-        parser.error(f"--config {path}: {'not a regular file' if os.path.lexists(path) else 'no such file'}")
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        # The node tree keeps every scalar as it was written: 1e-3 and 007 reach argparse as text, and `on` is no bool.
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        parser.error(f"--config {path}: {error}")
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)  # and not PyYAML's own message, which quotes the file
-        place = f":{mark.line + 1}" if mark else ""
-        what = " ".join(filter(None, (getattr(error, name, None) for name in ("context", "problem"))))
-        parser.error(f"--config {path}{place}: not valid YAML: {what or error}")
-    except RecursionError:
-        parser.error(f"--config {path}: nested too deeply; expected lines of the form `key: value`")
-    if root is None:
-        return []
-    if not isinstance(root, yaml.MappingNode) or root.tag not in YAML_TAGS:
-        parser.error(f"--config {path}: expected lines of the form `key: value`")
-    argv, seen = [], set()
-    for key_node, value_node in root.value:
-        parser.where = f"{path}:{key_node.start_mark.line + 1}: "
-        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
-        if key not in names:
-            parser.error(f"unknown key {key!r:.60}{nearest(key, names)}")
-        if key in seen:
-            parser.error(f"{key!r} stands here a second time")
-        seen.add(key)
-        if key == "hub_token":
-            parser.error("a token is never read from a file; use `hf auth login`, or set HF_TOKEN")
-        action = parser._option_string_actions[f"--{key}"]
-        is_list = action.nargs in ("+", "*")
-        for node in (value_node, *(value_node.value if isinstance(value_node, yaml.SequenceNode) else ())):
-            if node.tag not in YAML_TAGS:
-                parser.error(f"{key!r}: the tag {node.tag!r:.60} asks for an object; only plain values are read")
-        if isinstance(value_node, yaml.ScalarNode):
-            if value_node.tag == "tag:yaml.org,2002:null":
-                parser.error(f"{key!r} has no value; leave the line out to keep the default")
-            if action.type in (int, float) and re.fullmatch(r"[-+]?0\d[\d_]*", value_node.value):
-                parser.error(f"{key!r}: {value_node.value:.60} is octal to some readers; leave the leading zero out")
-            tokens = [f"--{key}={value_node.value}"]
-        elif isinstance(value_node, yaml.SequenceNode) and not is_list:
-            parser.error(f"{key!r} must be a single value, not a list")
-        elif isinstance(value_node, yaml.SequenceNode) and all(
-            isinstance(item, yaml.ScalarNode) for item in value_node.value
-        ):
-            if flag := next((item.value for item in value_node.value if re.match(r"-(?![\d.])", item.value)), None):
-                parser.error(f"{key!r}: the item {flag!r:.60} would be read as a flag")
-            tokens = [f"--{key}", *(item.value for item in value_node.value)]
-        else:
-            parser.error(f"{key!r} must be a value or a list of values; nested keys are not read")
-        parser.parse(tokens)
-        argv += tokens
-    parser.where = ""
-    return argv
-
-
 def parse_args(
     dataclass_types: Sequence[type],
     defaults: dict[str, Any],
@@ -257,7 +195,7 @@ def parse_args(
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     path = first.parse_known_args(argv)[0].config
-    from_file = _read_config(path, parser, names) if path else []
+    from_file = read_config(path, parser, names) if path else []
     namespace = parser.parse([*from_file, *argv])
     if getattr(namespace, "trust_remote_code", False) and not parser.parse(argv).trust_remote_code:
         # Who passes a file on must not decide it for who runs it.

@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import TrainingArguments
 
-from ptft_recipes.errors import InputError, ResourceError
+from ptft_recipes.errors import InputError, ResourceError, one_line
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 # As torch (PytorchStreamWriter) and safetensors report a failed write, without an errno.
@@ -67,7 +67,7 @@ def explain_full_disk(output_dir: str | Path, last: Callable[[], Path | None]) -
             free = f"{shutil.disk_usage(output_dir).free / 2**20:,.1f} MiB free"
         except OSError:
             free = "not readable"
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         safe = f"{checkpoint} is intact" if (checkpoint := last()) else "no checkpoint was saved before"
         raise ResourceError(
             f"writing to {output_dir} failed, which has {free} ({reason}). {safe}; make room, and the same command "
@@ -110,6 +110,6 @@ def explain_out_of_memory(model: torch.nn.Module, training_args: TrainingArgumen
             smaller = f"--per_device_eval_batch_size {max(size // 2, 1)}"
             what = f"in evaluation, with --per_device_eval_batch_size {size}"
         raise ResourceError(
-            f"out of memory {what} ({' '.join(told.split())[:150] or type(error).__name__}). What helps: {smaller}; "
+            f"out of memory {what} ({one_line(told, 150) or type(error).__name__}). What helps: {smaller}; "
             "--gradient_checkpointing true; a lower --max_length"
         ) from error

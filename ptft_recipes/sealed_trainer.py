@@ -13,7 +13,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState
 
 from ptft_recipes.checkpoints import checkpoints_in, find_damage, rotate_checkpoints, seal_checkpoint
-from ptft_recipes.errors import InputError, StoppedBySignal
+from ptft_recipes.errors import InputError, StoppedBySignal, one_line
 from ptft_recipes.interruption import StopCallback
 from ptft_recipes.modeling import non_finite_weights
 from ptft_recipes.resources import check_free_space, explain_full_disk, explain_out_of_memory
@@ -92,6 +92,17 @@ class SealedTrainer(Trainer):
         if state.global_step >= max_steps or (stopped_early and state.global_step < saved.max_steps):
             return num_train_epochs, 0  # nothing is left to train; Trainer would take one step more
         return position
+
+    def create_optimizer(self, model=None):
+        """Create the optimizer."""
+        with _fitting(f"--optim {self.args.optim.value} --optim_args {self.args.optim_args}"):
+            return super().create_optimizer(model)
+
+    def create_scheduler(self, *args, **kwargs):
+        """Create the schedule of the learning rate."""
+        options = self.args.lr_scheduler_kwargs
+        with _fitting(f"--lr_scheduler_type {self.args.lr_scheduler_type.value} --lr_scheduler_kwargs {options}"):
+            return super().create_scheduler(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         groups, scheduler = self.optimizer.param_groups, self.lr_scheduler
@@ -185,10 +196,19 @@ class SealedTrainer(Trainer):
 
 
 @contextlib.contextmanager
+def _fitting(options: str):
+    """Turn what an optimizer or a schedule says of its options into an InputError."""
+    try:
+        yield
+    except (TypeError, ValueError, ImportError) as error:
+        raise InputError(f"{options}: {one_line(error)}") from error
+
+
+@contextlib.contextmanager
 def _no_code(checkpoint):
     """Tell in one line that a file is a pickle of more than tensors: a seal only says that nobody changed it since."""
     try:
         yield
     except UnpicklingError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise InputError(f"{checkpoint}: a file holds more than tensors, and was not loaded ({reason})") from error

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from transformers import BertConfig
 
 from ptft_recipes import hub
+from ptft_recipes.card import write_model_card
 from ptft_recipes.errors import InputError, PushError
 
 
@@ -47,7 +48,7 @@ def results(**run):
 
 
 def card(tmp_path, **run) -> ModelCard:
-    hub.write_model_card(tmp_path, results(**run), "text-classification", "me/x")
+    write_model_card(tmp_path, results(**run), "text-classification", "me/x")
     return ModelCard.load(tmp_path / "README.md")
 
 
@@ -78,7 +79,7 @@ def test_the_card_of_a_masked_language_model_counts_blocks_and_fills_a_mask(tmp_
     found["run"]["data"]["tokens"] = {
         split: {"tokens": 5000, "blocks": 20} for split in ("train", "validation", "test")
     }
-    hub.write_model_card(tmp_path, found, "fill-mask", "me/x")
+    write_model_card(tmp_path, found, "fill-mask", "me/x")
     text = (tmp_path / "README.md").read_text()
     assert "pre-training continued from `org/base`" in text
     assert "| train | 300 | 1 | 5,000 | 20 |  | `aa` |" in text
@@ -105,7 +106,7 @@ def test_a_folder_that_exists_here_is_no_base_model(tmp_path, monkeypatch):
 
 
 def test_a_run_without_test_labels_says_so(tmp_path):
-    hub.write_model_card(tmp_path, results() | {"metrics": {}}, "text-classification", "me/x")
+    write_model_card(tmp_path, results() | {"metrics": {}}, "text-classification", "me/x")
     text = ModelCard.load(tmp_path / "README.md").text
     assert "The test split has no labels; nothing was scored." in text
 

@@ -272,6 +272,8 @@ def test_a_nan_stops_the_run_with_its_step_and_leaves_no_result(run_cls, tmp_pat
         (["--tuning", "linear_probe", "--fgm", "1"], "--fgm: no weight of the body moves"),
         (["--tuning", "lora", "--from_scratch"], "only --tuning full can train them"),
         (["--model_name_or_path", "no/such-model"], "cannot load AutoTokenizer from no/such-model"),
+        (["--optim_args", "x"], "--optim adamw_torch.* --optim_args x: not enough values"),
+        (["--lr_scheduler_kwargs", '{"x": 1}'], "--lr_scheduler_kwargs {'x': 1}: .*unexpected keyword argument 'x'"),
         (["--class_weights", "1", "--problem_type", "regression"], "is no finite number"),
     ],
 )
