@@ -9,26 +9,33 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from ptft_recipes.conll import parse_columns, parse_conllu
 from ptft_recipes.errors import InputError
 
 DELIMITERS = (",", "\t", ";", "|")
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".conll", ".bio", ".conllu")
 
 
 def read_rows(
-    path: str | Path, required: Sequence[str], optional: Sequence[str] = (), documents: bool = False
+    path: str | Path,
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    documents: bool = False,
+    words: bool = False,
 ) -> list[dict]:
     """Read one data file.
 
     CSV and TSV cells stay strings (`NA` and `007` too), JSON keeps its types, a `.txt` file has one example per line
     in a column `text`, or with `documents` one document from each blank line to the next. The delimiter of a CSV file
-    is the one under which its header holds the required columns.
+    is the one under which its header holds the required columns. CoNLL-U files, and files with a word and its tags per
+    line, are read by `ptft_recipes.conll`.
 
     Args:
         path: A file that ends in one of `SUFFIXES`.
         required: Columns that must be there.
         optional: Columns that are kept where they are there, and are None elsewhere.
         documents: The file is raw text: an example may have more than one line.
+        words: A `.txt` or `.tsv` file has a word and its tags per line, as a `.conll` file has.
 
     Returns:
         One dict per row with the columns asked for and `id`, the place that the row came from, e.g. `train.csv:17`.
@@ -44,6 +51,7 @@ def read_rows(
         raise InputError(f"{path}: cannot read {path.suffix or 'a file without an ending'}; use {', '.join(SUFFIXES)}")
     read = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".json": _json}
     read[".txt"] = _documents if documents else _lines
+    read |= dict.fromkeys((".conll", ".bio", *((".txt", ".tsv") if words else ())), _columns) | {".conllu": _conllu}
     rows = list(_select(path, read.get(path.suffix.lower(), _json_lines)(path, required), required, optional))
     if not rows:
         raise InputError(f"{path}: no rows")
@@ -97,6 +105,17 @@ def check_text(row: dict, column: str) -> None:
         (text or "").encode()
     except UnicodeEncodeError as error:  # JSON can escape half of a pair: an emoji that was cut in two
         raise InputError(f"{where} {text[error.start]!r}, half of a character; remove it") from None
+
+
+def check_words(row: dict, column: str) -> None:
+    """Raise an InputError that names the row, unless its column is empty or a list of words that can be written."""
+    words = row[column]
+    if not isinstance(words, list | None):
+        raise InputError(
+            f"{row['id']}: column {column!r} holds {type(words).__name__} {words!r:.60}, not a list of words"
+        )
+    for word in words or ():
+        check_text({"id": row["id"], column: word}, column)
 
 
 def _select(path: Path, rows, required: Sequence[str], optional: Sequence[str]) -> Iterator[dict]:
@@ -204,6 +223,14 @@ def _lines(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
     for number, line in enumerate(_text_lines(path), start=1):
         if line.strip():
             yield f":{number}", {"text": line.rstrip("\r")}
+
+
+def _columns(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
+    return parse_columns(_text_lines(path), path)
+
+
+def _conllu(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
+    return parse_conllu(_text_lines(path), path)
 
 
 def _documents(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:

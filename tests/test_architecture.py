@@ -14,9 +14,10 @@ EDGES = {
     "blocks": {"errors"},
     "checkpoints": {"errors"},
     "cli": {"acceleration", "errors"},
+    "conll": {"errors"},
     "collators": {"blocks", "errors", "modeling"},
     "corpora": {"blocks", "data", "errors", "reading"},
-    "data": {"demo", "errors", "labels", "reading"},
+    "data": {"demo", "errors", "labels", "reading", "splits"},
     "demo": {"errors"},
     "electra": {"errors", "modeling", "sparse_head"},
     "embeddings": {"errors", "modeling"},
@@ -47,7 +48,7 @@ EDGES = {
         "tuning",
     },
     "provenance": set(),
-    "reading": {"errors"},
+    "reading": {"conll", "errors"},
     "regularization": {"errors", "labels"},
     "replaced_tokens": {"collators", "electra", "perplexity", "pretraining"},
     "reporting": set(),
@@ -56,6 +57,11 @@ EDGES = {
     "sentence_prediction": {"errors", "objectives", "perplexity", "pretraining", "sparse_head"},
     "significance": set(),
     "sparse_head": set(),
+    "splits": {"errors"},
+    "tag_metrics": {"tag_schemes"},
+    "tag_schemes": set(),
+    "tagged_data": {"data", "errors", "splits", "tag_schemes"},
+    "tagging": {"evaluation", "metrics", "reporting", "tag_metrics", "tag_schemes", "training", "windows"},
     "tokenization": {"errors"},
     "training": {
         "acceleration", "adapters", "checkpoints", "errors", "features", "hub", "logs", "merging", "metrics",
@@ -63,6 +69,7 @@ EDGES = {
     },
     "tuning": {"adapters", "errors", "merging", "optimization"},
     "vocabulary": {"errors"},
+    "windows": {"errors"},
 }  # fmt: skip
 
 
