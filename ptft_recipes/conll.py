@@ -24,11 +24,11 @@ def parse_columns(lines: Iterable[str], path: str | Path) -> Iterator[tuple[str,
         path: For messages.
 
     Yields:
-        The place of a sentence's first line, and `tokens`, the first column; `tags`, the last one; and each column by
-        its number, from `0` on and from `-1` back.
+        The place of a sentence's first line, and `tokens`, the first column; `tags`, the last one, if there is more
+        than one; and each column by its number, from `0` on and from `-1` back.
 
     Raises:
-        InputError: A line with one column only, with another number of columns than the first one, or an empty cell.
+        InputError: A line with another number of columns than the first one, or with an empty one.
 
     Source: Tjong Kim Sang and De Meulder, Introduction to the CoNLL-2003 Shared Task (2003), section 2.1.
     """
@@ -43,8 +43,6 @@ def parse_columns(lines: Iterable[str], path: str | Path) -> Iterator[tuple[str,
                 separator = "\t" if "\t" in line else " +"
             row = re.split(separator, line)
             width = width or len(row)
-            if width < 2:
-                raise InputError(f"{path}:{number}: one column {row[0]!r:.60}; expected a word and its tag per line")
             if len(row) != width:
                 raise InputError(
                     f"{path}:{number}: {len(row)} columns where the first line has {width}; divide them by tabs, or "
@@ -56,7 +54,8 @@ def parse_columns(lines: Iterable[str], path: str | Path) -> Iterator[tuple[str,
         if cells:
             columns = [list(column) for column in zip(*cells, strict=True)]
             by_number = {str(i): columns[i] for i in range(-width, width)}
-            yield f":{start}", {"tokens": columns[0], "tags": columns[-1]} | by_number
+            tags = {"tags": columns[-1]} if width > 1 else {}  # words alone may be a test split
+            yield f":{start}", {"tokens": columns[0]} | tags | by_number
 
 
 def parse_conllu(lines: Iterable[str], path: str | Path) -> Iterator[tuple[str, dict[str, list[str]]]]:

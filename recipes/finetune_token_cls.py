@@ -59,10 +59,8 @@ DEFAULTS = {
 class DataArguments(DatasetArguments):
     """The columns to read, and what becomes of them."""
 
-    words_column: str = field(
-        default="tokens", metadata={"help": "lists of words; of files by word, the first column"}
-    )
-    tags_column: str = field(default="tags", metadata={"help": "a tag per word; of files by word, the last; UPOS"})
+    words_column: str = field(default="tokens", metadata={"help": "lists of words; in CoNLL files the first column"})
+    tags_column: str = field(default="tags", metadata={"help": "a tag per word; in CoNLL files the last, or UPOS"})
     max_length: int = field(default=128, metadata={"help": "tokens per window; what is longer becomes several"})
     stride: int = field(default=32, metadata={"help": "tokens that a window shares with the one before it"})
     label_all_tokens: bool = field(default=False, metadata={"help": "train on every token of a word, not the first"})

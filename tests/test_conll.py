@@ -62,13 +62,18 @@ def test_a_word_may_hold_any_space_that_does_not_divide_columns(end):
         ("\nEU B-ORG\nGerman call O\n", r"train.conll:3: 3 columns where the first line has 2"),
         ("EU B-ORG\n\nrejects VBZ O\n", r"train.conll:3: 3 columns"),
         ("just text of one\n\nword\n", r"train.conll:3: 1 columns where the first line has 4"),
-        ("word\n", r"train.conll:1: one column 'word'; expected a word and its tag"),
         ("a\tO\n\tO\n", r"train.conll:2: column 0 is empty"),
     ],
 )
 def test_ragged_columns_are_named_by_line(text, message):
     with pytest.raises(InputError, match=message):
         columns(text)
+
+
+def test_words_alone_have_no_tags():
+    assert columns("EU\nrejects\n") == [
+        (":1", {"tokens": ["EU", "rejects"], "0": ["EU", "rejects"], "-1": ["EU", "rejects"]})
+    ]
 
 
 def test_conllu_has_the_syntactic_words_without_ranges_and_empty_nodes():
