@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from ptft_recipes.errors import InputError
@@ -22,10 +21,7 @@ IGNORED = -100
 
 
 def prepare_for_words(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Let a tokenizer read words that come apart as it reads them in a text.
-
-    Byte-level vocabularies (RoBERTa, ModernBERT) mark a word by the space before it. Given a list of words, they would
-    read all as one word run together, and say nothing; so the mark is switched on, and saved with the tokenizer.
+    """Let windows, and the padding of their batches, run from left to right, as positions of words are counted.
 
     Args:
         tokenizer: The model's; changed in place.
@@ -35,13 +31,23 @@ def prepare_for_words(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
     """
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no fast version, which knows tokens of words")
-    state = tokenizer.backend_tokenizer.to_str()
-    marked = state.replace('"type":"ByteLevel","add_prefix_space":false', '"type":"ByteLevel","add_prefix_space":true')
-    if marked != state:
-        tokenizer.backend_tokenizer.pre_tokenizer = Tokenizer.from_str(marked).pre_tokenizer
-    # Positions of words are counted from the left, and windows follow one another from there.
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     return tokenizer
+
+
+def space_between_words(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what a word of a list must begin with to be read as it is in a text: a space, or nothing.
+
+    Byte-level vocabularies (RoBERTa, ModernBERT) mark a word by the space before it; transformers reads a list of
+    words without one as words run together, and says nothing. (To set `add_prefix_space` on a loaded tokenizer does
+    not help: the classes of transformers 5 lose it when they are saved and loaded.)
+    """
+
+    def read(words: str | list[str]) -> list[int]:
+        return tokenizer(words, is_split_into_words=isinstance(words, list))["input_ids"]
+
+    text = read("a a")
+    return " " if read(["a", "a"]) != text == read(["a", " a"]) else ""
 
 
 def tokenize_words(
@@ -81,8 +87,9 @@ def tokenize_words(
         raise InputError(f"--max_length {max_length}: this model reads at most {tokenizer.model_max_length} tokens")
     if not 0 <= stride < room:  # tokenizers would panic
         raise InputError(f"--stride {stride}: must be at least 0, and below the {max(room, 0)} tokens of a window")
+    space = space_between_words(tokenizer)
     batch = tokenizer(
-        [list(words) for words in rows],
+        [[*words[:1], *(space + word for word in words[1:])] for words in rows],
         is_split_into_words=True,
         truncation=True,
         max_length=max_length,
