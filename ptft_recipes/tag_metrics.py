@@ -81,7 +81,9 @@ def partial_credit(gold: Sequence[Entity], predicted: Sequence[Entity]) -> float
     return credit
 
 
-def tag_metrics(prediction, *, label_names: Sequence[str], scheme: str, weights: np.ndarray | None = None):
+def tag_metrics(
+    prediction, *, label_names: Sequence[str], scheme: str, weights: np.ndarray | None = None
+) -> dict[str, float]:
     """Score tagged sentences from their counts.
 
     Args:
@@ -99,7 +101,7 @@ def tag_metrics(prediction, *, label_names: Sequence[str], scheme: str, weights:
     """
     statistics = np.asarray(prediction.predictions, dtype=np.float64)
     # Not `@`: BLAS would start threads for it.
-    sums = statistics.sum(axis=0) if weights is None else (weights[:, None] * statistics).sum(axis=0)
+    sums = statistics.sum(axis=0) if weights is None else np.einsum("r,rn->n", weights, statistics)
     names = score_names(label_names, scheme)
     counts, overall = np.split(sums, [len(names) * len(PER_NAME)])
     counts = counts.reshape(len(names), len(PER_NAME))

@@ -39,8 +39,9 @@ def load_tagged_splits(
     tags = {split: _tags(dataset, tags_column) for split, dataset in splits.items()}
     if "test" in splits and not any(tags["test"]):
         tags["test"] = None
-    train = [row for row in tags["train"] if row]
+    train = [[tag for tag in row if tag is not None] for row in tags["train"] if row]
     scheme = detect_scheme(train)
+    _check_plain(scheme, {tag for row in train for tag in row})
     label_names = known or complete_labels({tag for row in train for tag in row}, scheme)
     if len(label_names) < 2:
         raise InputError(f"train has no tag but {', '.join(label_names) or 'none'}; nothing can be learned from that")
@@ -63,7 +64,9 @@ def load_tagged_splits(
     return raw, report
 
 
-def _encode(split: str, dataset: Dataset, words_column: str, tags: list | None, label_names: list[str], drop: bool):
+def _encode(
+    split: str, dataset: Dataset, words_column: str, tags: list | None, label_names: list[str], drop: bool
+) -> tuple[Dataset, int]:
     """Return the data set with `id`, words, and unless `tags` is None `labels`; and how many bad rows it lost."""
     rows = zip(dataset[words_column], tags or [None] * len(dataset), strict=True)
     found = {i: _fault(words, row, label_names, tagged=tags is not None) for i, (words, row) in enumerate(rows)}
@@ -100,7 +103,18 @@ def _tags(dataset: Dataset, column: str) -> list:
         raise InputError(f"column {column!r} holds {type(rows[0]).__name__} {rows[0]!r:.60}, not a list of tags")
     if names:
         return [row and [None if tag is None or tag < 0 else names[tag] for tag in row] for row in rows]
-    return [row and [None if tag is None else str(tag) for tag in row] for row in rows]
+    return [row and [None if tag is None or tag == "" else str(tag) for tag in row] for row in rows]
+
+
+def _check_plain(scheme: str, tags: set[str]) -> None:
+    """Refuse tags of entities with a slip among them, which would make plain tags of them all."""
+    entities = {tag for tag in tags if tag[:2] in ("B-", "I-")}
+    if scheme == PLAIN and entities:
+        others = sorted(tags - entities - {OUTSIDE})[:5]
+        raise InputError(
+            f"train: tags such as {min(entities)!r:.60} mark entities, and {', '.join(map(repr, others))} are of no "
+            "scheme (IOB1, IOB2, BILOU, with O outside); mend them"
+        )
 
 
 def _fault(words: list[str] | None, tags: list[str] | None, label_names: list[str], tagged: bool) -> str | None:
@@ -114,7 +128,8 @@ def _fault(words: list[str] | None, tags: list[str] | None, label_names: list[st
     if not tags or len(tags) != len(words):
         return f"{len(words)} words and {len(tags or [])} tags"
     unseen = next((tag for tag in tags if tag not in label_names), label_names[0])
-    return None if unseen in label_names else f"tag {unseen!r:.60} does not occur in train"
+    what = "an empty tag" if unseen is None else f"tag {unseen!r:.60} does not occur in train"
+    return None if unseen in label_names else what
 
 
 def _log(report: dict[str, Any], tagged: dict[str, list[list[str]]]) -> None:

@@ -139,6 +139,8 @@ def test_tags_may_be_numbers_and_a_test_split_may_have_none(tmp_path):
         ({"tokens": [], "tags": []}, r"x.jsonl:2: no words"),
         ({"tokens": None, "tags": None}, r"x.jsonl:2: no words"),
         ({"tokens": ["a"], "tags": None}, r"x.jsonl:2: 1 words and 0 tags"),
+        ({"tokens": ["a", "b"], "tags": ["O", None]}, r"x.jsonl:2: an empty tag"),
+        ({"tokens": ["a", "b"], "tags": ["O", ""]}, r"x.jsonl:2: an empty tag"),
     ],
 )
 def test_bad_rows_are_named_by_line_or_dropped_and_counted(tmp_path, row, message):
@@ -176,6 +178,9 @@ def test_what_cannot_be_learned_is_refused(tmp_path):
         load(train_file=only)
     with pytest.raises(InputError, match="column 'tags' holds str 'O', not a list of tags"):
         load(train_file=write_jsonl(tmp_path / "s.jsonl", [{"tokens": ["a"], "tags": "O"}] * 9))
+    slip = write_jsonl(tmp_path / "slip.jsonl", [*ROWS, {"tokens": ["a"], "tags": ["0"]}])
+    with pytest.raises(InputError, match="tags such as 'B-LOC' mark entities, and '0' are of no scheme"):
+        load(train_file=slip)
     with pytest.raises(InputError, match="`id` and `labels` are written by the recipe"):
         load(train_file=train, tags="labels")
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,9 @@ def test_the_saved_model_predicts_what_the_run_reported(run_token_cls, tmp_path,
     assert results["run"]["data"]["tokens"]["test"]["rows_of_several_windows"] == 0
     assert predict(model, folder, [line["words"] for line in lines]) == [line["predicted"] for line in lines]
     assert (results["run"]["trainable_parameters"] < results["run"]["total_parameters"] / 2) == (tuning != "full")
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[1]
+    exec(compile(code.replace("Some text.", "a goal"), "card", "exec"), found := {})
+    assert len(found["tag"]("the goal of a bank")) <= 5
 
 
 def test_long_documents_are_read_in_windows_and_merged(run_token_cls, tmp_path):
