@@ -27,6 +27,15 @@ def split_tag(tag: str) -> tuple[str, str]:
     return ("outside", "") if tag == OUTSIDE else (ROLES[tag[0]], tag[2:] or "_")
 
 
+def marks_entity(tag: str) -> bool:
+    """Say whether a tag is one of an entity scheme, but for `O`.
+
+    >>> [marks_entity(tag) for tag in ("B-PER", "I", "O", "NOUN", "X-")]
+    [True, True, False, False, False]
+    """
+    return bool(re.fullmatch(f"[{''.join(ROLES)}](-.+)?", tag))
+
+
 def detect_scheme(sequences: Iterable[Sequence[str]]) -> str:
     """Tell the scheme of tags apart.
 
@@ -43,9 +52,8 @@ def detect_scheme(sequences: Iterable[Sequence[str]]) -> str:
     """
     sequences = list(sequences)
     tags = {tag for sequence in sequences for tag in sequence}
-    with_type = all(re.fullmatch(f"[{''.join(ROLES)}]-.+", tag) for tag in tags - {OUTSIDE})
     letters_only = OUTSIDE in tags and tags & {"B", "I"} and tags <= {OUTSIDE, *ROLES}
-    if not tags - {OUTSIDE} or not (with_type or letters_only):
+    if tags <= {OUTSIDE} or not (letters_only or all(len(tag) > 1 and marks_entity(tag) for tag in tags - {OUTSIDE})):
         return PLAIN
     if any(split_tag(tag)[0] in ("last", "unit") for tag in tags):
         return BILOU

@@ -9,7 +9,15 @@ from datasets import ClassLabel, Dataset, DatasetDict, List
 from ptft_recipes.data import DatasetArguments, read_splits
 from ptft_recipes.errors import InputError
 from ptft_recipes.splits import complete_splits
-from ptft_recipes.tag_schemes import OUTSIDE, PLAIN, complete_labels, count_illegal, detect_scheme, split_tag
+from ptft_recipes.tag_schemes import (
+    OUTSIDE,
+    PLAIN,
+    complete_labels,
+    count_illegal,
+    detect_scheme,
+    marks_entity,
+    split_tag,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +51,8 @@ def load_tagged_splits(
     scheme = detect_scheme(train)
     _check_plain(scheme, {tag for row in train for tag in row})
     label_names = known or complete_labels({tag for row in train for tag in row}, scheme)
+    if scheme != PLAIN:  # a ClassLabel may also name what no word has, such as padding
+        label_names = [tag for tag in label_names if tag == OUTSIDE or marks_entity(tag)]
     if len(label_names) < 2:
         raise InputError(f"train has no tag but {', '.join(label_names) or 'none'}; nothing can be learned from that")
     report: dict[str, Any] = {"name": name, "label_names": label_names, "scheme": scheme, "dropped": {}}
@@ -108,7 +118,7 @@ def _tags(dataset: Dataset, column: str) -> list:
 
 def _check_plain(scheme: str, tags: set[str]) -> None:
     """Refuse tags of entities with a slip among them, which would make plain tags of them all."""
-    entities = {tag for tag in tags if tag[:2] in ("B-", "I-")}
+    entities = {tag for tag in tags if tag[1:2] == "-" and marks_entity(tag)}
     if scheme == PLAIN and entities:
         others = sorted(tags - entities - {OUTSIDE})[:5]
         raise InputError(

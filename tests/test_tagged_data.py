@@ -197,6 +197,9 @@ def test_a_class_label_of_each_split_is_read_by_its_own_names(tmp_path):
         return Dataset.from_list(ROWS, features=features)
 
     names = ["O", "B-PER", "B-LOC", "I-LOC", "B-ORG"]
+    with_padding = Dataset.from_list(ROWS, features=saved([*names, "<pad>"]).features)
+    DatasetDict(train=with_padding, validation=with_padding, test=with_padding).save_to_disk(tmp_path / "padded")
+    assert load(dataset_name=str(tmp_path / "padded"))[1]["label_names"] == names, "no word is `<pad>`"
     DatasetDict(train=saved(names), validation=saved(names[::-1]), test=saved(names)).save_to_disk(tmp_path / "saved")
     splits, report = load(dataset_name=str(tmp_path / "saved"))
     assert report["label_names"] == names
