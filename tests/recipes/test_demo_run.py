@@ -39,9 +39,8 @@ def test_the_demo_model_learns_the_papers_and_is_handed_over(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_punctuation_comes_back_into_the_papers(tmp_path):
-    flags = ["--num_train_epochs", "1", "--output_dir", str(tmp_path / "run")]
-    results = load_recipe("finetune_token_cls").main(flags)
+    results = load_recipe("finetune_token_cls").main(["--output_dir", str(tmp_path / "run")])
     assert results["run"]["data"]["rows"] == {"train": 300, "validation": 150, "test": 300}
-    assert results["run"]["data"]["tokens"]["test"]["rows_of_several_windows"] > 200
-    assert results["metrics"]["f1/PERIOD"]["value"] > 0.3, "0 is what O everywhere gives"
-    assert results["metrics"]["accuracy"]["value"] > 0.9, "0.891 is what O everywhere gives"
+    assert results["run"]["data"]["tokens"]["test"]["rows_of_several_windows"] == 234
+    assert results["metrics"]["macro_f1"]["value"] > 0.56, "0.188 is what O everywhere gives, 0.541 neighbouring words"
+    assert results["metrics"]["accuracy"]["value"] > 0.935, "likewise 0.891 and 0.930"
