@@ -13,6 +13,7 @@ from ptft_recipes.reporting import write_text
 # By the Hub's name of the task: the Auto class, a name for the pipeline, an input for it.
 USAGE = {
     "text-classification": ("AutoModelForSequenceClassification", "classify", '"Some text."'),
+    "token-classification": ("AutoModelForTokenClassification", "tag", '"Some text."'),
     "fill-mask": ("AutoModelForMaskedLM", "fill", 'f"Some {fill.tokenizer.mask_token}."'),
     "feature-extraction": ("AutoModel", "encode", '"Some text.", return_tensors=True'),
 }
@@ -150,7 +151,7 @@ def _usage(model_id: str, base_model: str, adapter: dict[str, Any] | None, task:
 
 
 def _data_table(data: dict[str, Any]) -> str:
-    counted = {"truncated_rows": "truncated", "tokens": "tokens", "blocks": "blocks"}
+    counted = {"truncated_rows": "truncated", "tokens": "tokens", "blocks": "blocks", "windows": "windows"}
     kinds = [kind for kind in counted if kind in data["tokens"]["train"]]
     headings = ["split", "rows", "dropped", *(counted[kind] for kind in kinds), "also in train", "fingerprint"]
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]

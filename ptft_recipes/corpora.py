@@ -17,7 +17,8 @@ from transformers import TrainingArguments
 from ptft_recipes.blocks import pack_blocks
 from ptft_recipes.data import DatasetArguments, load_splits
 from ptft_recipes.errors import InputError, one_line
-from ptft_recipes.reading import check_columns, check_file, check_text, read_rows, stream_documents
+from ptft_recipes.reading import check_columns, check_text, read_rows, stream_documents
+from ptft_recipes.safe_files import check_file
 
 logger = logging.getLogger(__name__)
 

@@ -1,30 +1,22 @@
 """From wherever the data is to checked train, validation and test splits."""
 
 import dataclasses
-import hashlib
-import json
-import logging
 import os
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset, load_from_disk
 
 from ptft_recipes.demo import dataset_rows
 from ptft_recipes.errors import InputError, one_line
 from ptft_recipes.labels import encode_labels, is_finite
-from ptft_recipes.reading import SUFFIXES, check_columns, check_saved_names, check_text, read_rows
+from ptft_recipes.reading import SUFFIXES, check_columns, check_text, check_words, read_rows
+from ptft_recipes.safe_files import check_saved_names
+from ptft_recipes.splits import SPLITS, complete_splits
 
-logger = logging.getLogger(__name__)
-
-SPLITS = ("train", "validation", "test")
-CUT_SEED = 0  # one cut for every seed of a study, so that runs are scored on the same rows
-CUT_FRACTION = 0.1
 SAVED_TO_DISK = ("dataset_dict.json", "state.json")  # of a DatasetDict, of a Dataset
 FILE_NAMES = {"train": "train", "validation": "validation|valid|val|dev", "test": "test|eval"}
 
@@ -89,7 +81,7 @@ def load_splits(
         raise InputError(f"column {min(clash)!r} is written by the recipe, or is text and label at once; name another")
     if not all(text_columns) or not text_columns or label_column == "":
         raise InputError("the name of a column must not be empty; see the --..._column options")
-    name, splits = _read(data_args, text_columns, label_column)
+    name, splits = read_splits(data_args, text_columns, label_column)
     dropped = {}
     for split, dataset in splits.items():
         splits[split], dropped[split] = _drop_bad_texts(split, dataset, text_columns, data_args.drop_bad_rows)
@@ -99,22 +91,33 @@ def load_splits(
             splits, label_column, problem_type, label_separator, data_args.drop_bad_rows
         )
         dropped = {split: dropped[split] + lost[split] for split in splits}
-    report["cut"] = _cut_missing(splits, has_labels=label_column is not None)
-    for split, limit in zip(SPLITS, (data_args.max_train_samples, *[data_args.max_eval_samples] * 2), strict=True):
-        if limit is not None and limit < 1:
-            raise InputError(f"--max_{'train' if split == 'train' else 'eval'}_samples {limit}: must be at least 1")
-        if limit is not None and limit < len(splits[split]):
-            splits[split] = splits[split].shuffle(seed=CUT_SEED).select(range(limit))
-    report["rows"] = {split: len(splits[split]) for split in SPLITS}
-    report["dropped"] = {split: dropped.get(split, 0) for split in SPLITS}
-    report["overlap_with_train"] = _overlap(splits, text_columns)
-    report["fingerprint"] = {split: _fingerprint(splits[split]) for split in SPLITS}
-    _log(report, unlabelled=bool(label_column) and "labels" not in splits["test"].column_names)
-    return DatasetDict({split: splits[split] for split in SPLITS}), report
+    return complete_splits(
+        splits,
+        report | {"dropped": dropped},
+        text_columns,
+        stratify=label_column is not None,
+        max_train_samples=data_args.max_train_samples,
+        max_eval_samples=data_args.max_eval_samples,
+    )
 
 
-def _read(data_args: DatasetArguments, text_columns, label_column) -> tuple[str, dict[str, Dataset]]:
-    """Read the splits that exist, as data sets with `id`, the text columns and the label column (None if missing)."""
+def read_splits(
+    data_args: DatasetArguments, text_columns: Sequence[str], label_column: str | None, words: bool = False
+) -> tuple[str, dict[str, Dataset]]:
+    """Read the splits that exist, as they are.
+
+    Args:
+        data_args: Where the data comes from.
+        text_columns: Columns that every row has.
+        label_column: A column that test need not have.
+        words: The text columns hold lists of words, and the label column a list of tags.
+
+    Returns:
+        The data's name; and the data sets with `id`, the text columns, and the label column where there is one.
+
+    Raises:
+        InputError: Data that cannot be read, with file and line (or split and row), and the remedy.
+    """
     files = {split: getattr(data_args, f"{split}_file") for split in SPLITS}
     name = data_args.dataset_name
     if any(files.values()):
@@ -130,21 +133,20 @@ def _read(data_args: DatasetArguments, text_columns, label_column) -> tuple[str,
         rows = dataset_rows(name)
         for split in rows:
             check_columns(f"{name}, split {split}", rows[split][0], _required(split, text_columns, label_column))
-        return name, {split: _to_dataset(rows[split], text_columns, label_column) for split in rows}
+        return name, {split: _to_dataset(rows[split], text_columns, label_column, words) for split in rows}
     elif os.path.isfile(name):  # Path.is_file raises where a name is too long
         files["train"] = name
     elif os.path.isdir(name) and not any((Path(name) / file).exists() for file in SAVED_TO_DISK):
         files = _files_of(Path(name))
     else:
-        return name, _load_dataset(name, data_args, text_columns, label_column)
+        return name, _load_dataset(name, data_args, text_columns, label_column, words)
     splits = {}
     for split, path in files.items():
         if path:
             required = _required(split, text_columns, label_column)
             optional = [label_column] if label_column and label_column not in required else []
-            splits[split] = _to_dataset(
-                read_rows(path, required, optional, documents=label_column is None), text_columns, label_column
-            )
+            rows = read_rows(path, required, optional, documents=label_column is None, words=words)
+            splits[split] = _to_dataset(rows, text_columns, label_column, words)
     return ", ".join(Path(path).name for path in files.values() if path), splits
 
 
@@ -169,7 +171,7 @@ def _files_of(folder: Path) -> dict[str, Path | None]:
     return files
 
 
-def _load_dataset(name: str, data_args: DatasetArguments, text_columns, label_column) -> dict[str, Dataset]:
+def _load_dataset(name, data_args: DatasetArguments, text_columns, label_column, words: bool) -> dict[str, Dataset]:
     try:
         if os.path.isdir(name):
             check_saved_names(name)
@@ -196,21 +198,24 @@ def _load_dataset(name: str, data_args: DatasetArguments, text_columns, label_co
         dataset = loaded[source]
         check_columns(f"{name}, split {source}", dataset.column_names, _required(split, text_columns, label_column))
         for column in text_columns:
-            kind = getattr(dataset.features[column], "dtype", dataset.features[column])
-            if kind not in ("string", "large_string", "string_view"):
-                raise InputError(f"{name}, split {source}: column {column!r} holds {kind}, not text")
+            feature = dataset.features[column]
+            kind = getattr(feature.feature if words and isinstance(feature, List) else feature, "dtype", feature)
+            if kind not in ("string", "large_string", "string_view") or isinstance(feature, List) != words:
+                wanted = "lists of words" if words else "text"
+                raise InputError(f"{name}, split {source}: column {column!r} holds {kind}, not {wanted}")
         keep = [column for column in (*text_columns, label_column) if column in dataset.column_names]
         splits[split] = dataset.select_columns(keep).add_column("id", [f"{source}[{i}]" for i in range(len(dataset))])
     return splits
 
 
-def _to_dataset(rows: list[dict], text_columns, label_column) -> Dataset:
+def _to_dataset(rows: list[dict], text_columns, label_column, words: bool = False) -> Dataset:
     for column in text_columns:
         for row in rows:
-            check_text(row, column)
+            check_words(row, column) if words else check_text(row, column)
+    kind = List(Value("string")) if words else Value("string")
     dataset = Dataset.from_dict(
         {column: [row[column] for row in rows] for column in ("id", *text_columns)},
-        features=Features({column: Value("string") for column in ("id", *text_columns)}),
+        features=Features({"id": Value("string")} | dict.fromkeys(text_columns, kind)),
     )
     if label_column is None:
         return dataset
@@ -236,82 +241,3 @@ def _drop_bad_texts(split: str, dataset: Dataset, text_columns, drop: bool) -> t
     if len(bad) == len(dataset):
         raise InputError(f"{split}: no rows are left")
     return (dataset.select([i for i in range(len(dataset)) if i not in bad]) if bad else dataset), len(bad)
-
-
-def _cut_missing(splits: dict[str, Dataset], has_labels: bool) -> dict[str, int]:
-    """Cut the missing evaluation splits out of train, in place; return how many rows each got."""
-    cut = {}
-    for split in ("test", "validation"):
-        if split in splits:
-            continue
-        train = splits["train"]
-        size = max(1, round(CUT_FRACTION * len(train)))
-        order = np.random.default_rng([CUT_SEED, len(cut)]).permutation(len(train)).tolist()
-        kept = set(order[:1])
-        if has_labels:
-            # A row of every label stays in train; of the rest, sorted by label, every n-th is cut: equal shares.
-            labels = list(train["labels"])
-            kept |= _one_of_each(labels, order)
-            order.sort(key=lambda i: labels[i])
-        order = [i for i in order if i not in kept]
-        if size > len(order):
-            raise InputError(f"train has {len(train)} rows: too few to cut a {split} split from; give --{split}_file")
-        chosen = np.array(order)[((np.arange(size) + 0.5) * len(order) / size).astype(int)]
-        splits[split] = train.select(np.sort(chosen))
-        splits["train"] = train.select(np.setdiff1d(np.arange(len(train)), chosen))
-        cut[split] = size
-    return cut
-
-
-def _one_of_each(labels: list, order: list[int]) -> set[int]:
-    """Return the first row, in the given order, of every label; none of numbers to predict."""
-    first: dict[int, int] = {}
-    for i in order if not isinstance(labels[0], float) else ():
-        for label in np.flatnonzero(labels[i]) if isinstance(labels[i], list) else [labels[i]]:
-            first.setdefault(int(label), i)
-    return set(first.values())
-
-
-def _overlap(splits: dict[str, Dataset], text_columns) -> dict[str, dict[str, int]]:
-    """Count the evaluation rows whose text is in train too: exactly, and after normalisation."""
-
-    def texts(split: str) -> list[tuple]:
-        return list(zip(*(splits[split][column] for column in text_columns), strict=True))
-
-    def normalise(text: str) -> str:
-        text = unicodedata.normalize("NFKC", text).casefold()
-        return " ".join(re.findall(r"\w+", text)) or text.strip()  # a text of emoji or punctuation only stays itself
-
-    train = set(texts("train"))
-    normalised_train = {tuple(map(normalise, row)) for row in train}
-    return {
-        split: {
-            "exact": sum(row in train for row in texts(split)),
-            "normalised": sum(tuple(map(normalise, row)) in normalised_train for row in texts(split)),
-        }
-        for split in ("validation", "test")
-    }
-
-
-def _fingerprint(dataset: Dataset) -> str:
-    """Hash what the model sees, not where it came from: the same rows have the same fingerprint on any machine."""
-    digest = hashlib.sha256()
-    for row in dataset.remove_columns("id"):
-        digest.update(json.dumps(row, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
-
-
-def _log(report: dict[str, Any], unlabelled: bool) -> None:
-    logger.info("data: %s", report["name"])
-    for split in SPLITS:
-        notes = [f"cut from train by seed {CUT_SEED}"] if split in report["cut"] else []
-        notes += [f"{report['dropped'][split]} bad rows dropped"] if report["dropped"][split] else []
-        if overlap := report["overlap_with_train"].get(split, {}).get("normalised"):
-            notes.append(f"{overlap} also in train ({report['overlap_with_train'][split]['exact']} to the letter)")
-        notes += ["no labels: predicted, not scored"] if split == "test" and unlabelled else []
-        logger.info("  %-10s %7d rows%s", split, report["rows"][split], "".join(f"; {note}" for note in notes))
-    if names := report.get("label_names"):
-        shown = ", ".join(f"{name:.60}" for name in names[:8]) + (
-            f", ... ({len(names)} in all)" if len(names) > 8 else ""
-        )
-        logger.info("  labels: %s (%s)", shown, report["problem_type"])

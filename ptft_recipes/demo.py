@@ -19,9 +19,10 @@ UNTRAINED = ("demo/electra",)
 # The widths of google/electra-small-discriminator, with 4 of its 12 layers.
 ELECTRA = {"embedding_size": 128, "hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4,
            "num_hidden_layers": 4, "vocab_size": 30522}  # fmt: skip
-DATASETS = ("demo/aclsum_roles", "demo/aclsum_papers")
+DATASETS = ("demo/aclsum_roles", "demo/aclsum_papers", "demo/aclsum_punctuation")
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 ROLES = ("challenge", "approach", "outcome")
+MARKS = {",": "COMMA", ".": "PERIOD", "?": "QUESTION", ":": "COLON", ";": "COLON"}
 
 
 def model_path(name: str) -> Path:
@@ -65,12 +66,14 @@ def _untrained_electra(minilm: Path) -> Path:
 
 
 def dataset_rows(name: str) -> dict[str, list[dict]]:
-    """Return the rows of a demo data set by split, each with `id` and `text`.
+    """Return the rows of a demo data set by split, each with `id` and `text`, or with `id`, `tokens` and `tags`.
 
     `demo/aclsum_roles` has the sentences of abstract, introduction and conclusion of 250 NLP papers and a column
     `label`: the role that annotators highlighted, or `none`. The few sentences with two roles are left out.
     `demo/aclsum_papers` has the bodies of the same papers in the same splits: what is learned from train has not seen
-    the sentences on which either data set is tested.
+    the sentences on which either data set is tested. `demo/aclsum_punctuation` has the words of those sections in
+    lower case, without punctuation, a section in each row; the tag of a word is the mark that stood behind it, or `O`.
+    No annotator had to make it: it is the task of putting punctuation back into a transcript.
 
     Source: Takeshita et al., ACLSum: A New Dataset for Aspect-based Summarization of Scientific Publications
     (NAACL 2024).
@@ -84,7 +87,8 @@ def dataset_rows(name: str) -> dict[str, list[dict]]:
         from aclsum import ACLSum
     except ImportError:
         raise _not_installed(name, "--dataset_name or --train_file") from None
-    rows = _paper_rows if name == "demo/aclsum_papers" else _role_rows
+    kinds = {"demo/aclsum_papers": _paper_rows, "demo/aclsum_punctuation": _punctuation_rows}
+    rows = kinds.get(name, _role_rows)
     splits = {"train": "train", "validation": "val", "test": "test"}
     return {split: list(rows(ACLSum(source))) for split, source in splits.items()}
 
@@ -102,6 +106,20 @@ def _role_rows(papers):
 def _paper_rows(papers):
     for paper in papers:
         yield {"id": paper.id, "text": _full_text(paper)}
+
+
+def _punctuation_rows(papers):
+    for paper in papers:
+        for section, sentences in paper.sentences.items():
+            words, tags = [], []
+            for token in " ".join(sentences).split():
+                if token in MARKS and tags:
+                    tags[-1] = MARKS[token]
+                elif any(character.isalnum() for character in token):
+                    words.append(token.lower())
+                    tags.append("O")
+            if words:
+                yield {"id": f"{paper.id}/{section}", "tokens": words, "tags": tags}
 
 
 def _full_text(paper) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,17 +42,37 @@ def score_test_split(
         `{"split": "test", "metrics": {name: {"value", "ci95", "n"}}, "run": {...}}`.
     """
     prediction = trainer.predict(dataset)
+    if problem_type == SINGLE and prediction.label_ids is not None and trainer.is_world_process_zero():
+        predicted = np.argmax(prediction.predictions, axis=1)
+        counts = confusion_matrix(predicted, prediction.label_ids, len(label_names))
+        path = Path(trainer.args.output_dir) / "plots" / "confusion_matrix.png"
+        plot_confusion_matrix(counts, label_names, path)
+    lines = _prediction_lines(dataset["id"], prediction, problem_type, label_names)
+    return report_test_split(trainer, prediction, metrics, lines, run)
+
+
+def report_test_split(
+    trainer, prediction, metrics: Metrics, lines: Iterable[dict[str, Any]], run: dict[str, Any]
+) -> dict[str, Any]:
+    """Score what was predicted of the test split, and write what `score_test_split` writes but for its plot.
+
+    Args:
+        trainer: A trained `RecipeTrainer`; all processes call this together.
+        prediction: What its `predict` returned; or with, in the place of its predictions and labels, statistics per
+            example, which `metrics` makes the scores of. Without `label_ids` nothing is scored.
+        metrics: `metrics(prediction, weights=None)`.
+        lines: Of `predictions/test.jsonl`, one per example.
+        run: What `start_run` returned, and what the recipe added.
+
+    Returns:
+        As `score_test_split`.
+    """
     results = {"split": "test", "metrics": {}, "run": _describe_training(trainer, prediction.metrics, run)}
     if not trainer.is_world_process_zero():
         return results
     if prediction.label_ids is not None:
         results["metrics"] = _with_intervals(metrics, prediction)
-    output_dir = Path(trainer.args.output_dir)
-    _write_predictions(output_dir / "predictions" / "test.jsonl", dataset["id"], prediction, problem_type, label_names)
-    if problem_type == SINGLE and prediction.label_ids is not None:
-        predicted = np.argmax(prediction.predictions, axis=1)
-        counts = confusion_matrix(predicted, prediction.label_ids, len(label_names))
-        plot_confusion_matrix(counts, label_names, output_dir / "plots" / "confusion_matrix.png")
+    _write_lines(Path(trainer.args.output_dir) / "predictions" / "test.jsonl", lines)
     _finish(trainer, results)
     return results
 
@@ -206,8 +226,8 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and np.isfinite(value) else None
 
 
-def _write_predictions(path: Path, ids, prediction, problem_type: str, label_names: list[str]) -> None:
-    """Write a line per example: id, gold, predicted, probabilities."""
+def _prediction_lines(ids, prediction, problem_type: str, label_names: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield per example: id, gold, predicted, probabilities."""
     logits, gold = prediction.predictions, prediction.label_ids
 
     def named(row):
@@ -217,17 +237,14 @@ def _write_predictions(path: Path, ids, prediction, problem_type: str, label_nam
             return [name for name, present in zip(label_names, row, strict=True) if present]
         return label_names[int(row)]
 
-    def lines():
-        scores = None if problem_type == REGRESSION else probabilities(logits, problem_type)
-        for i, example in enumerate(ids):
-            choice = logits[i] if scores is None else scores[i] >= 0.5 if problem_type == MULTI else scores[i].argmax()
-            line = {"id": example, "gold": None if gold is None else named(gold[i]), "predicted": named(choice)}
-            if scores is not None:
-                values = [round(float(value), 6) for value in scores[i]]
-                line["probabilities"] = dict(zip(label_names, values, strict=True))
-            yield line
-
-    _write_lines(path, lines())
+    scores = None if problem_type == REGRESSION else probabilities(logits, problem_type)
+    for i, example in enumerate(ids):
+        choice = logits[i] if scores is None else scores[i] >= 0.5 if problem_type == MULTI else scores[i].argmax()
+        line = {"id": example, "gold": None if gold is None else named(gold[i]), "predicted": named(choice)}
+        if scores is not None:
+            values = [round(float(value), 6) for value in scores[i]]
+            line["probabilities"] = dict(zip(label_names, values, strict=True))
+        yield line
 
 
 def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:

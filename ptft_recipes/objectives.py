@@ -54,7 +54,8 @@ def classification_loss(
     else:
         flat = logits.flatten(0, -2), labels.flatten()
         total = F.cross_entropy(*flat, weight=weights, reduction="sum", label_smoothing=label_smoothing)
-    return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+    items = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
+    return total / max(items, 1)  # a step of sentences without a token that is labelled has loss 0
 
 
 def masked_lm_loss(

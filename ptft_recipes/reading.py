@@ -1,41 +1,42 @@
 """Read rows from local files without guessing: text stays text, and every fault is named by file and line."""
 
 import codecs
-import contextlib
 import csv
 import io
 import itertools
-import json
-import math
-import os
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from ptft_recipes.conll import parse_columns, parse_conllu
 from ptft_recipes.errors import InputError, one_line
+from ptft_recipes.safe_files import check_file, check_no_archive, parse_json, readable
 
 DELIMITERS = (",", "\t", ";", "|")
-# zip, gzip, bzip2, xz, 7z, zstd, tar: how their files begin
-ARCHIVE = re.compile(rb"PK\x03\x04|\x1f\x8b|BZh\d1AY&SY|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd|(?s:.{257})ustar")
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".conll", ".bio", ".conllu")
 
 
 def read_rows(
-    path: str | Path, required: Sequence[str], optional: Sequence[str] = (), documents: bool = False
+    path: str | Path,
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    documents: bool = False,
+    words: bool = False,
 ) -> list[dict]:
     """Read one data file.
 
     CSV and TSV cells stay strings (`NA` and `007` too), JSON keeps its types, a `.txt` file has one example per line
     in a column `text`, or with `documents` one document from each blank line to the next. The delimiter of a CSV file
-    is the one under which its header holds the required columns.
+    is the one under which its header holds the required columns. CoNLL-U files, and files with a word and its tags per
+    line, are read by `ptft_recipes.conll`.
 
     Args:
         path: A file that ends in one of `SUFFIXES`.
         required: Columns that must be there.
         optional: Columns that are kept where they are there, and are None elsewhere.
         documents: The file is raw text: an example may have more than one line.
+        words: A `.txt` or `.tsv` file has a word and its tags per line, as a `.conll` file has.
 
     Returns:
         One dict per row with the columns asked for and `id`, the place that the row came from, e.g. `train.csv:17`.
@@ -48,9 +49,10 @@ def read_rows(
     check_file(path)
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: cannot read {path.suffix or 'a file without an ending'}; use {', '.join(SUFFIXES)}")
-    _check_no_archive(path)
+    check_no_archive(path)
     read = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".json": _json}
     read[".txt"] = _documents if documents else _lines
+    read |= dict.fromkeys((".conll", ".bio", *((".txt", ".tsv") if words else ())), _columns) | {".conllu": _conllu}
     rows = list(_select(path, read.get(path.suffix.lower(), _json_lines)(path, required), required, optional))
     if not rows:
         raise InputError(f"{path}: no rows")
@@ -76,17 +78,11 @@ def stream_documents(path: str | Path, text_column: str) -> Iterator[dict[str, s
     if path.suffix.lower() not in read:
         raise InputError(f"{path}: --streaming reads {', '.join(read)}; convert it, or leave --streaming out")
     check_file(path)
-    _check_no_archive(path)
+    check_no_archive(path)
     for row in _select(path, read[path.suffix.lower()](path, [text_column]), [text_column], ()):
         check_text(row, text_column)
         if row[text_column] and row[text_column].strip():
             yield row
-
-
-def check_file(path: str | Path) -> None:
-    """Raise an InputError unless the path is a regular file: a pipe or a device would be waited for, or never end."""
-    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
-        raise InputError(f"{path}: {'not a regular file' if os.path.lexists(path) else 'no such file'}")
 
 
 def check_columns(where: str | Path, found: Iterable[str], required: Sequence[str]) -> None:
@@ -112,74 +108,19 @@ def check_text(row: dict, column: str) -> None:
         raise InputError(f"{where} {text[error.start]!r}, half of a character; remove it") from None
 
 
-def check_saved_names(folder: str | Path) -> None:
-    """Raise an InputError if a folder of `save_to_disk` has its data read from outside of the folder."""
-    for path in (
-        found for name in ("dataset_dict.json", "state.json", "*/state.json") for found in Path(folder).glob(name)
-    ):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        for name in [*content.get("splits", []), *(file["filename"] for file in content.get("_data_files", []))]:
-            if Path(name).name != name or "\\" in name or name == "..":
-                raise InputError(f"{path.name} names {name!r}, which is not in its folder")
-
-
-def _check_no_archive(path: Path) -> None:
-    with _readable(path), path.open("rb") as file:
-        start = file.read(512)
-    if ARCHIVE.match(start):
-        raise InputError(f"{path}: it is an archive, or compressed, and nothing is unpacked here; unpack it first")
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:  # no permission, a failing disk
-        raise InputError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from None
-
-
-def parse_json(text: str, path: Path, line: int = 1, finite: bool = False) -> Any:
-    """Parse a JSON value in which no key stands twice.
-
-    Args:
-        text: The value.
-        path: Of its file.
-        line: On which the value begins.
-        finite: Refuse NaN, infinities, and what overflows to one.
-
-    Raises:
-        InputError: Broken JSON, a key that stands twice, values nested or numbers written beyond what can be read.
-    """
-
-    def finite_float(number: str) -> float:
-        if not math.isfinite(float(number)):
-            raise InputError(f"{path}: {number:.60} is no finite number")
-        return float(number)
-
-    def unique(pairs: list[tuple]) -> dict:
-        found = dict(pairs)
-        if len(found) < len(pairs):  # json would keep the last, other readers the first
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise InputError(f"{path}:{line}: the key {twice!r:.60} stands twice in an object")
-        return found
-
-    try:
-        checks = {"parse_float": finite_float, "parse_constant": finite_float} if finite else {}
-        return json.loads(text, object_pairs_hook=unique, **checks)
-    except json.JSONDecodeError as error:
-        place = f"{path}:{line + error.lineno - 1}"
-        raise InputError(f"{place}: broken JSON: {error.msg} at column {error.colno}") from None
-    except RecursionError:
-        raise InputError(f"{path}:{line}: JSON nested too deeply to be data") from None
-    except InputError:
-        raise
-    except ValueError:  # an integer of more digits than Python converts
-        raise InputError(f"{path}:{line}: a number of thousands of digits; write it as text, in quotes") from None
+def check_words(row: dict, column: str) -> None:
+    """Raise an InputError that names the row, unless its column is empty or a list of words that can be written."""
+    words = row[column]
+    if not isinstance(words, list | None):
+        raise InputError(
+            f"{row['id']}: column {column!r} holds {type(words).__name__} {words!r:.60}, not a list of words"
+        )
+    for word in words or ():
+        check_text({"id": row["id"], column: word}, column)
 
 
 def _select(path: Path, rows, required: Sequence[str], optional: Sequence[str]) -> Iterator[dict]:
-    with _readable(path):
+    with readable(path):
         for place, row in rows:
             check_columns(f"{path}{place}", row, required)
             yield {"id": f"{path.name}{place}"} | {name: row.get(name) for name in (*required, *optional)}
@@ -285,6 +226,14 @@ def _lines(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
     for number, line in enumerate(_text_lines(path), start=1):
         if line.strip():
             yield f":{number}", {"text": line.rstrip("\r")}
+
+
+def _columns(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
+    return parse_columns(_text_lines(path), path)
+
+
+def _conllu(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
+    return parse_conllu(_text_lines(path), path)
 
 
 def _documents(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:

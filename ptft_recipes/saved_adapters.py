@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from ptft_recipes.adapters import method_names, takes, type_name
 from ptft_recipes.embeddings import restore_output_bias
 from ptft_recipes.errors import InputError, nearest, one_line
-from ptft_recipes.reading import check_file, parse_json
+from ptft_recipes.safe_files import check_file, parse_json
 
 # Fields of an adapter_config.json by which PEFT would import a module or open files outside of the adapter's folder.
 REACH_OUTSIDE = ("megatron_config", "prompt_tuning_init_state_dict_path", "adapters")

@@ -143,6 +143,44 @@ def topics(tmp_path_factory):
     }
 
 
+def tagged_rows(count: int, seed: int) -> list[dict]:
+    """Return sentences in which words of one topic are entities of that type, tagged in IOB2.
+
+    Which words begin an entity and which go on is told by the word: a tiny model learns that in a few epochs.
+    """
+    generator = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        tokens, tags = [], []
+        for _ in range(generator.randint(1, 3)):
+            fillers = generator.choices(FILLERS, k=generator.randint(1, 4))
+            topic = generator.choice(sorted(TOPICS))
+            first, others = TOPICS[topic][:3], TOPICS[topic][3:]
+            entity = [generator.choice(first), *generator.choices(others, k=generator.randint(0, 2))]
+            tokens += [*fillers, *entity]
+            tags += [*["O"] * len(fillers), f"B-{topic}", *[f"I-{topic}"] * (len(entity) - 1)]
+        rows.append({"tokens": tokens, "tags": tags})
+    return rows
+
+
+def write_conll(path, rows):
+    """Write rows with `tokens` and `tags` as a CoNLL file."""
+    sentences = ("".join(f"{w}\t{t}\n" for w, t in zip(row["tokens"], row["tags"], strict=True)) for row in rows)
+    Path(path).write_text("\n".join(sentences), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def tagged(tmp_path_factory):
+    """CoNLL files of tagged sentences by split: 192 / 48 / 48."""
+    folder = tmp_path_factory.mktemp("tagged")
+    sizes = {"train": 192, "validation": 48, "test": 48}
+    return {
+        split: write_conll(folder / f"{split}.conll", tagged_rows(size, seed))
+        for seed, (split, size) in enumerate(sizes.items())
+    }
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """Raw text by split: 40 / 8 / 12 documents of 2 to 12 lines, whose words follow from the document's topic."""
@@ -224,6 +262,28 @@ def run_cls(finetune_cls, checkpoint, topics, tmp_path):
             argv += [token for split, path in topics.items() for token in (f"--{split}_file", path)]
         argv += [token for name, value in options.items() for token in (f"--{name}", str(value))]
         return finetune_cls.main([*argv, *flags])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finetune_token_cls():
+    """The recipe as a module."""
+    return load_recipe("finetune_token_cls")
+
+
+@pytest.fixture
+def run_token_cls(finetune_token_cls, checkpoint, tagged, tmp_path):
+    """Run finetune_token_cls in process on the tiny model and the tagged sentences; flags given later win."""
+
+    def run(*flags, output_dir=tmp_path / "run", data=True, **options):
+        argv = ["--model_name_or_path", checkpoint, "--output_dir", str(output_dir), "--learning_rate", "5e-3"]
+        argv += ["--per_device_train_batch_size", "8", "--max_length", "16", "--stride", "4", "--bf16", "false"]
+        argv += ["--use_cpu", "true", "--disable_tqdm", "true"]
+        if data:
+            argv += [token for split, path in tagged.items() for token in (f"--{split}_file", path)]
+        argv += [token for name, value in options.items() for token in (f"--{name}", str(value))]
+        return finetune_token_cls.main([*argv, *flags])
 
     return run
 

@@ -12,8 +12,9 @@ from conftest import TOPICS, topic_rows, write_csv
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from ptft_recipes import data
-from ptft_recipes.data import CUT_FRACTION, FILE_NAMES, SPLITS, DatasetArguments, load_splits
+from ptft_recipes.data import FILE_NAMES, DatasetArguments, load_splits
 from ptft_recipes.errors import InputError
+from ptft_recipes.splits import CUT_FRACTION, SPLITS
 
 ROWS = topic_rows(60, seed=3)
 
@@ -46,7 +47,7 @@ def train_file(tmp_path):
 def report_of(caplog):
     """Return the lines that were logged about the data."""
     caplog.set_level(logging.INFO, logger="ptft_recipes")
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "ptft_recipes.data"]
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "ptft_recipes.splits"]
 
 
 # Sources

@@ -54,6 +54,22 @@ def test_the_demo_goes_through_the_checks_of_any_data_set():
         load_splits(DatasetArguments(dataset_name="demo/aclsum_papers"), ["text"], "label")
 
 
+def test_punctuation_is_taken_off_the_words_and_becomes_their_tags(roles):
+    rows = dataset_rows("demo/aclsum_punctuation")
+    assert {split: len(part) for split, part in rows.items()} == {"train": 300, "validation": 150, "test": 300}
+    counts = Counter(tag for row in rows["train"] for tag in row["tags"])
+    assert counts == {"O": 76754, "COMMA": 5093, "PERIOD": 3821, "COLON": 673, "QUESTION": 35}
+    first = rows["train"][0]
+    text = " ".join(row["text"] for row in roles["train"] if row["id"].startswith(first["id"]))
+    assert text.startswith("In this paper , we explore correlation of")
+    assert list(zip(first["tokens"], first["tags"], strict=True))[:5] == [
+        ("in", "O"), ("this", "O"), ("paper", "COMMA"), ("we", "O"), ("explore", "O"),
+    ]  # fmt: skip
+    assert not [token for row in rows["test"] for token in row["tokens"] if token in ".,:;?" or token != token.lower()]
+    ids = {split: {row["id"].split("/")[0] for row in part} for split, part in rows.items()}
+    assert ids == {split: {row["id"].split("/")[0] for row in part} for split, part in roles.items()}
+
+
 def test_the_demo_model_is_a_folder_that_transformers_can_load():
     names = {path.name for path in model_path("demo/minilm").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names

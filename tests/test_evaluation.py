@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from transformers import EvalPrediction
 
-from ptft_recipes.evaluation import _with_intervals, _write_predictions, format_score, log_results, split_by_class
+from ptft_recipes.evaluation import (
+    _prediction_lines,
+    _with_intervals,
+    _write_lines,
+    format_score,
+    log_results,
+    split_by_class,
+)
 from ptft_recipes.metrics import classification_metrics
 
 
@@ -59,7 +66,7 @@ def test_an_undefined_score_is_null_in_json():
 def test_predictions_are_written_by_name(tmp_path, problem_type, logits, gold, expected):
     path = tmp_path / "predictions" / "test.jsonl"
     prediction = EvalPrediction(np.array(logits), None if gold is None else np.array(gold))
-    _write_predictions(path, ["a", "b"][: len(logits)], prediction, problem_type, ["no", "ja 😀"])
+    _write_lines(path, _prediction_lines(["a", "b"][: len(logits)], prediction, problem_type, ["no", "ja 😀"]))
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert lines == [{"id": "ab"[i]} | line for i, line in enumerate(expected)]
 

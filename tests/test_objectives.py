@@ -246,3 +246,12 @@ def test_weights_of_several_labels_balance_presence_and_absence():
 def test_a_regression_has_no_class_weights():
     with pytest.raises(InputError, match="regression has no classes to weigh"):
         balanced_class_weights([0.1, 0.2], problem_type=REGRESSION, label_names=names(1))
+
+
+def test_a_step_without_a_labelled_token_has_loss_zero():
+    outputs = SimpleNamespace(logits=torch.randn(2, 3, 4, requires_grad=True))
+    for items in (None, 0, torch.tensor(0)):
+        loss = classification_loss(outputs, torch.full((2, 3), -100), items)
+        loss.backward()
+        assert loss.item() == 0
+    assert not outputs.logits.grad.any()

@@ -69,7 +69,14 @@ def test_each_suffix_that_is_promised_can_be_read(write):
     assert contents(read(path)) == ROWS
     path = write("train.txt", "a new match\r\n\n  \nNA\n")
     assert contents(read(path, ["text"])) == [{"text": row["text"]} for row in ROWS]
-    assert sorted([*seen, ".parquet", ".txt"]) == sorted(SUFFIXES)
+    columns = {".conll": "a X\nb Y\n", ".bio": "a\tX\nb\tY\n"}
+    columns[".conllu"] = "".join(
+        f"{i}\t{w}\t_\t{t}{6 * chr(9) + '_'}\n" for i, (w, t) in enumerate(("aX", "bY"), start=1)
+    )
+    for suffix, content in columns.items():
+        rows = contents(read(write(f"train{suffix}", content), ["tokens", "tags"]))
+        assert rows == [{"tokens": ["a", "b"], "tags": ["X", "Y"]}], suffix
+    assert sorted([*seen, ".parquet", ".txt", *columns]) == sorted(SUFFIXES)
 
 
 def test_line_numbers_count_the_lines_of_the_file_not_the_records(write):

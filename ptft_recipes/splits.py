@@ -1,0 +1,137 @@
+"""What is done to the splits of any task: cut what is missing, sample, look for overlap with train, fingerprint."""
+
+import hashlib
+import json
+import logging
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+
+from ptft_recipes.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+CUT_SEED = 0  # one cut for every seed of a study, so that runs are scored on the same rows
+CUT_FRACTION = 0.1
+
+
+def complete_splits(
+    splits: dict[str, Dataset],
+    report: dict[str, Any],
+    text_columns: Sequence[str],
+    *,
+    stratify: bool,
+    max_train_samples: int | None = None,
+    max_eval_samples: int | None = None,
+) -> tuple[DatasetDict, dict[str, Any]]:
+    """Cut missing splits from train, keep no more rows than asked for, and count what a reader must know.
+
+    Args:
+        splits: Checked and encoded; `train` is among them.
+        report: With `name`, `dropped` per split, and with labels `label_names`.
+        text_columns: Of text or of lists of words, by which overlap with train is found.
+        stratify: Cut equal shares of every label.
+        max_train_samples: Size of a random sample of train.
+        max_eval_samples: Size of a random sample of validation, and of one of test.
+
+    Returns:
+        The splits in order; and the report with rows, cuts, overlap of the evaluation splits with train, fingerprints.
+
+    Raises:
+        InputError: Too few rows, or a number of rows below 1.
+    """
+    report["cut"] = _cut_missing(splits, has_labels=stratify)
+    for split, limit in zip(SPLITS, (max_train_samples, *[max_eval_samples] * 2), strict=True):
+        if limit is not None and limit < 1:
+            raise InputError(f"--max_{'train' if split == 'train' else 'eval'}_samples {limit}: must be at least 1")
+        if limit is not None and limit < len(splits[split]):
+            splits[split] = splits[split].shuffle(seed=CUT_SEED).select(range(limit))
+    report["rows"] = {split: len(splits[split]) for split in SPLITS}
+    report["dropped"] = {split: report["dropped"].get(split, 0) for split in SPLITS}
+    report["overlap_with_train"] = _overlap(splits, text_columns)
+    report["fingerprint"] = {split: _fingerprint(splits[split]) for split in SPLITS}
+    _log(report, unlabelled="label_names" in report and "labels" not in splits["test"].column_names)
+    return DatasetDict({split: splits[split] for split in SPLITS}), report
+
+
+def _cut_missing(splits: dict[str, Dataset], has_labels: bool) -> dict[str, int]:
+    """Cut the missing evaluation splits out of train, in place; return how many rows each got."""
+    cut = {}
+    for split in ("test", "validation"):
+        if split in splits:
+            continue
+        train = splits["train"]
+        size = max(1, round(CUT_FRACTION * len(train)))
+        order = np.random.default_rng([CUT_SEED, len(cut)]).permutation(len(train)).tolist()
+        kept = set(order[:1])
+        if has_labels:
+            # A row of every label stays in train; of the rest, sorted by label, every n-th is cut: equal shares.
+            labels = list(train["labels"])
+            kept |= _one_of_each(labels, order)
+            order.sort(key=lambda i: labels[i])
+        order = [i for i in order if i not in kept]
+        if size > len(order):
+            raise InputError(f"train has {len(train)} rows: too few to cut a {split} split from; give --{split}_file")
+        chosen = np.array(order)[((np.arange(size) + 0.5) * len(order) / size).astype(int)]
+        splits[split] = train.select(np.sort(chosen))
+        splits["train"] = train.select(np.setdiff1d(np.arange(len(train)), chosen))
+        cut[split] = size
+    return cut
+
+
+def _one_of_each(labels: list, order: list[int]) -> set[int]:
+    """Return the first row, in the given order, of every label; none of numbers to predict."""
+    first: dict[int, int] = {}
+    for i in order if not isinstance(labels[0], float) else ():
+        for label in np.flatnonzero(labels[i]) if isinstance(labels[i], list) else [labels[i]]:
+            first.setdefault(int(label), i)
+    return set(first.values())
+
+
+def _overlap(splits: dict[str, Dataset], text_columns) -> dict[str, dict[str, int]]:
+    """Count the evaluation rows whose text is in train too: exactly, and after normalisation."""
+
+    def texts(split: str) -> list[tuple]:
+        columns = ([" ".join(t) if isinstance(t, list) else t for t in splits[split][name]] for name in text_columns)
+        return list(zip(*columns, strict=True))
+
+    def normalise(text: str) -> str:
+        text = unicodedata.normalize("NFKC", text).casefold()
+        return " ".join(re.findall(r"\w+", text)) or text.strip()  # a text of emoji or punctuation only stays itself
+
+    train = set(texts("train"))
+    normalised_train = {tuple(map(normalise, row)) for row in train}
+    return {
+        split: {
+            "exact": sum(row in train for row in texts(split)),
+            "normalised": sum(tuple(map(normalise, row)) in normalised_train for row in texts(split)),
+        }
+        for split in ("validation", "test")
+    }
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    """Hash what the model sees, not where it came from: the same rows have the same fingerprint on any machine."""
+    digest = hashlib.sha256()
+    for row in dataset.remove_columns("id"):
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def _log(report: dict[str, Any], unlabelled: bool) -> None:
+    logger.info("data: %s", report["name"])
+    for split in SPLITS:
+        notes = [f"cut from train by seed {CUT_SEED}"] if split in report["cut"] else []
+        notes += [f"{report['dropped'][split]} bad rows dropped"] if report["dropped"][split] else []
+        if overlap := report["overlap_with_train"].get(split, {}).get("normalised"):
+            notes.append(f"{overlap} also in train ({report['overlap_with_train'][split]['exact']} to the letter)")
+        notes += ["no labels: predicted, not scored"] if split == "test" and unlabelled else []
+        logger.info("  %-10s %7d rows%s", split, report["rows"][split], "".join(f"; {note}" for note in notes))
+    if names := report.get("label_names"):
+        shown = ", ".join(f"{name:.60}" for name in names[:8]) + f", ... ({len(names)} in all)" * (len(names) > 8)
+        logger.info("  labels: %s (%s)", shown, report.get("scheme") or report["problem_type"])
