@@ -129,11 +129,6 @@ class SealedTrainer(Trainer):
             with _no_code(checkpoint):
                 super()._load_scaler(checkpoint)
 
-    def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
-        # A pickle that nothing reads; config.yaml says the same.
-        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink()
-
     def _save_checkpoint(self, model, trial):
         folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
         self._check_finite()
@@ -179,8 +174,10 @@ class SealedTrainer(Trainer):
         self._check_finite()
         with explain_full_disk(output_dir or self.args.output_dir, self._newest_intact):
             super().save_model(output_dir, _internal_call)
-        if self.args.should_save:  # PEFT writes a card, with a path of this machine; a run's own is its last file
-            Path(output_dir or self.args.output_dir, "README.md").unlink(missing_ok=True)
+        # PEFT writes a card, with a path of this machine; a run's own is its last file. Of the arguments Trainer makes a
+        # pickle, which nothing reads; config.yaml says the same.
+        for name in ("README.md", TRAINING_ARGS_NAME) if self.args.should_save else ():
+            Path(output_dir or self.args.output_dir, name).unlink(missing_ok=True)
 
     def _check_finite(self) -> None:
         if broken := non_finite_weights(self.model):

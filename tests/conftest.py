@@ -355,7 +355,7 @@ def run_sentences(pretrain_sentences, checkpoint, corpus, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def subjects(checkpoints, topics, corpus, tmp_path_factory):
+def subjects(checkpoints, topics, tagged, corpus, tmp_path_factory):
     """Return a function that gives a kind of training by its name, run to its end once per session."""
     from reliability.subjects import Subject
 
@@ -364,7 +364,7 @@ def subjects(checkpoints, topics, corpus, tmp_path_factory):
     def get(name: str) -> Subject:
         if name not in made:
             folder = tmp_path_factory.mktemp("subject")
-            made[name] = Subject(name, checkpoints, {"topics": topics, "corpus": corpus}, folder)
+            made[name] = Subject(name, checkpoints, {"topics": topics, "tagged": tagged, "corpus": corpus}, folder)
         return made[name]
 
     return get

@@ -13,6 +13,7 @@ COMMON += ["--use_cpu", "true", "--disable_tqdm", "true", "--num_train_epochs", 
 COMMON += ["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "5", "--save_steps", "5"]
 CLS = ["--max_train_samples", "96"]  # 12 steps an epoch: checkpoints in mid-epoch, and one at step 24
 MLM = ["--max_train_samples", "30"]
+DATA = {"finetune_cls": "topics", "finetune_token_cls": "tagged"}
 SUBJECTS = {
     "full": ("finetune_cls", "bert", CLS),
     "random batches": ("finetune_cls", "bert", [*CLS, "--train_sampling_strategy", "random"]),
@@ -24,6 +25,7 @@ SUBJECTS = {
     "epochs": ("finetune_cls", "bert", [
         *CLS, "--eval_strategy", "epoch", "--save_strategy", "epoch", "--num_train_epochs", "4",
         "--early_stopping_patience", "2"]),
+    "token classification": ("finetune_token_cls", "bert", [*CLS, "--max_length", "16", "--stride", "4"]),
     "mlm": ("pretrain_mlm", "bert", MLM),
     "mlm, packed": ("pretrain_mlm", "bert", [*MLM, "--packing", "true"]),
     "mlm, streamed": ("pretrain_mlm", "bert", ["--streaming", "true", "--max_steps", "24"]),
@@ -38,7 +40,7 @@ class Subject:
 
     def __init__(self, name, checkpoints, files, folder):
         self.recipe, family, flags = SUBJECTS[name]
-        data = files["corpus" if "pretrain" in self.recipe else "topics"]
+        data = files[DATA.get(self.recipe, "corpus")]
         self.argv = ["--model_name_or_path", checkpoints[family], *COMMON]
         self.argv += [token for split, path in data.items() for token in (f"--{split}_file", path)] + flags
         self.folder = folder
