@@ -174,8 +174,8 @@ class SealedTrainer(Trainer):
         self._check_finite()
         with explain_full_disk(output_dir or self.args.output_dir, self._newest_intact):
             super().save_model(output_dir, _internal_call)
-        # PEFT writes a card, with a path of this machine; a run's own is its last file. Of the arguments Trainer makes a
-        # pickle, which nothing reads; config.yaml says the same.
+        # PEFT writes a card, with a path of this machine; a run's own is its last file. Trainer makes a pickle of its
+        # arguments, which nothing reads; config.yaml says the same.
         for name in ("README.md", TRAINING_ARGS_NAME) if self.args.should_save else ():
             Path(output_dir or self.args.output_dir, name).unlink(missing_ok=True)
 
