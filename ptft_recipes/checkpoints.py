@@ -59,11 +59,14 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: There is no manifest, or it is damaged itself.
     """
+    path = Path(folder) / MANIFEST
     try:
-        manifest = json.loads((Path(folder) / MANIFEST).read_bytes())
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ValueError
+        manifest = json.loads(path.read_bytes())
         sealed = manifest["sealed"]
         if manifest["sha256"] != _digest(sealed):
-            raise ValueError(f"{MANIFEST} is damaged")
+            raise ValueError
     except FileNotFoundError:
         raise ValueError(f"it has no {MANIFEST}: the save was cut off, or another program made it") from None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ptft_recipes.checkpoints import checkpoints_in, find_damage, read_manifest
-from ptft_recipes.errors import InputError
+from ptft_recipes.errors import InputError, one_line
 from ptft_recipes.reporting import write_yaml
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ def claim_output_dir(training_args: TrainingArguments, run: dict[str, Any], allo
             write_yaml(Path(training_args.output_dir) / "config.yaml", run["config"])
         except InputError as error:
             decided = [error]
+        except OSError as error:
+            decided = [InputError(f"--output_dir {training_args.output_dir} cannot be used: {one_line(error)}")]
     if isinstance(decision := broadcast_object_list(decided)[0], InputError):
         raise decision  # in every process: none is left waiting for the others
     training_args.resume_from_checkpoint = decision.pop("checkpoint")
@@ -166,8 +168,9 @@ def _check_nothing_is_lost(output_dir: Path, run: dict[str, Any]) -> None:
     there += sorted(path.name for path in output_dir.glob("*") if path.name in OWN_FILES)
     if not there:
         return
+    config = output_dir / "config.yaml"
     try:
-        began = yaml.safe_load((output_dir / "config.yaml").read_text(encoding="utf-8"))
+        began = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
     except (OSError, ValueError, yaml.YAMLError):
         began = None
     if not isinstance(began, dict) or _differences({"config": began}, run):

@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard
 from reliability.broken_adapters import base_model, compare_adapter, make_adapter
 from reliability.broken_configs import compare_config, make_config
 from reliability.broken_data import BYTES, compare_rows, compare_splits, make_case, make_place
+from reliability.broken_runs import compare_run, make_run
 
 from ptft_recipes.cli import parse_args
 from ptft_recipes.corpora import load_corpora
@@ -37,6 +38,7 @@ KINDS = {
     "place": (140, 28),
     "yaml": (700, 60),
     "adapter": (400, 40),
+    "run": (600, 60),
 }
 SECONDS = 10  # of one case; what takes longer hangs
 
@@ -100,6 +102,12 @@ def prepare(kind, seed, folder, recipes, base):
         def attempt():
             arguments = TuningArguments(tuning=str(folder))
             return compare_adapter(case, apply_tuning(copy.deepcopy(base), arguments, "SEQ_CLS", ["classifier"]), base)
+
+    elif kind == "run":
+        case = make_run(seed, folder)
+
+        def attempt():
+            return compare_run(case, seed)
 
     elif kind == "yaml":
         recipe = recipes[seed % 2]
