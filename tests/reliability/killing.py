@@ -1,6 +1,7 @@
 """Recipes in processes of their own, which end where a test wants them to."""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import signal
@@ -33,8 +34,20 @@ class Writes:
     """
 
     def __init__(self, folder: str, die_at: int):
-        self.folder, self.die_at, self.count = folder, die_at, 0
+        self.folder, self.die_at, self.count, self.saves = folder, die_at, 0, []
         sys.addaudithook(self)
+
+    def note_saves(self) -> None:
+        """Keep at which write each checkpoint begins."""
+        from ptft_recipes.sealed_trainer import SealedTrainer
+
+        save = SealedTrainer._save_checkpoint
+
+        def note_and_save(trainer, model, trial):
+            self.saves.append(self.count + 1)
+            return save(trainer, model, trial)
+
+        SealedTrainer._save_checkpoint = note_and_save
 
     def __call__(self, event: str, args) -> None:
         writes = event in WRITES or (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
@@ -90,7 +103,7 @@ def poison_at_step(step: int) -> None:
 
 
 def run_in_process(recipe: str, argv: list[str], log: str, prepare=None, die_at: int = 0) -> None:
-    """Run a recipe as a command; the last line of the log is the number of writes."""
+    """Run a recipe as a command; the last line of the log says how many writes there were, and where saves began."""
     with open(log, "a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -103,11 +116,12 @@ def run_in_process(recipe: str, argv: list[str], log: str, prepare=None, die_at:
     if prepare:
         prepare()
     writes = Writes(argv[argv.index("--output_dir") + 1], die_at)
+    writes.note_saves()
     try:
         run_command(partial(load_recipe(recipe).main, argv))
     finally:
         with contextlib.suppress(OSError):
-            print(writes.count, flush=True)
+            print(json.dumps({"count": writes.count, "saves": writes.saves}), flush=True)
 
 
 def run(recipe: str, argv: list[str], log: Path, prepare=None, die_at: int = 0, timeout: float = 120) -> int:

@@ -46,7 +46,8 @@ class Subject:
         self.folder = folder
         assert self.run("whole") == 0, self.log("whole")
         self.whole = self.end("whole")
-        self.writes = int(self.log("whole").splitlines()[-1])
+        writes = json.loads(self.log("whole").splitlines()[-1])
+        self.writes, self.saves = writes["count"], writes["saves"]
 
     def output_dir(self, name: str) -> Path:
         return self.folder / name

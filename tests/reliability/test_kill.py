@@ -34,6 +34,18 @@ def test_killed_at_a_write(subjects, kind, share):
     finish_and_compare(subject, name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["full", "lora", "epochs"])
+def test_killed_at_every_write_of_a_save(subjects, kind):
+    subject = subjects(kind)
+    begin, end = subject.saves[1:3]  # the second checkpoint: its files, its seal, the rotation of the first
+    assert end - begin >= 10
+    for write in range(begin, end):
+        name = f"save {write}"
+        assert subject.run(name, die_at=write) == -9
+        finish_and_compare(subject, name)
+
+
 @pytest.mark.parametrize("moment", range(6))
 @pytest.mark.parametrize("kind", [pytest.param(name, marks=pytest.mark.slow) for name in SUBJECTS])
 def test_killed_at_a_random_moment_of_a_save(subjects, kind, moment):
