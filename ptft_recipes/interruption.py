@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
@@ -100,3 +101,12 @@ class StopCallback(TrainerCallback):
                 f"{self.signal.name} at step {state.global_step} of {state.max_steps}; saved "
                 f"{args.output_dir}/checkpoint-{state.global_step}, the same command goes on from there"
             )
+
+    def stop_after_training(self, args, state) -> None:
+        """Stop before what comes after training, if a signal came too late to stop within.
+
+        Raises:
+            StoppedBySignal: It came, and the last step is saved.
+        """
+        if self._agreed(args) and Path(args.output_dir, f"checkpoint-{state.global_step}").exists():
+            raise StoppedBySignal(f"{self.signal.name} after the last step; the same command goes on with the scores")

@@ -8,6 +8,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState
@@ -45,6 +46,7 @@ class SealedTrainer(Trainer):
     def __init__(self, *args, run: dict[str, Any] | None = None, **kwargs):  # noqa: D107
         super().__init__(*args, **kwargs)
         self.run = run
+        self._resumed = (run or {}).get("resumed", {"changed": {}, "allowed": []})
         self.save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None  # ours rotates
         self.stop = StopCallback()
         self.add_callback(self.stop)
@@ -62,11 +64,13 @@ class SealedTrainer(Trainer):
         """
         checkpoint = resume_from_checkpoint or self.args.resume_from_checkpoint
         if checkpoint and self.run:
-            check_same_run(checkpoint, self.run, self.run["resumed"]["allowed"])  # now that the data is known
+            check_same_run(checkpoint, self.run, self._resumed["allowed"])  # now that the data is known
         check_free_space(self.model, self.args)
         with self.stop, explain_out_of_memory(self.model, self.args):
             try:
-                return super().train(*args, resume_from_checkpoint=checkpoint, **kwargs)
+                output = super().train(*args, resume_from_checkpoint=checkpoint, **kwargs)
+                self.stop.stop_after_training(self.args, self.state)
+                return output
             except StoppedBySignal:
                 self.callback_handler.on_train_end(self.args, self.state, self.control)  # closes bars and trackers
                 raise
@@ -95,13 +99,13 @@ class SealedTrainer(Trainer):
 
     def create_optimizer(self, model=None):
         """Create the optimizer."""
-        with _fitting(f"--optim {self.args.optim.value} --optim_args {self.args.optim_args}"):
+        with _fitting("--optim", self.args.optim, "--optim_args", self.args.optim_args):
             return super().create_optimizer(model)
 
     def create_scheduler(self, *args, **kwargs):
         """Create the schedule of the learning rate."""
-        options = self.args.lr_scheduler_kwargs
-        with _fitting(f"--lr_scheduler_type {self.args.lr_scheduler_type.value} --lr_scheduler_kwargs {options}"):
+        kind, options = self.args.lr_scheduler_type, self.args.lr_scheduler_kwargs
+        with _fitting("--lr_scheduler_type", kind, "--lr_scheduler_kwargs", options):
             return super().create_scheduler(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
@@ -109,16 +113,15 @@ class SealedTrainer(Trainer):
         asked = [{name: group[name] for name in HYPERPARAMETERS if name in group} for group in groups]
         with _no_code(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or not (self.run and self.run["resumed"]["changed"]):
+        if checkpoint is None or not self._resumed["changed"]:
             return
         # What was asked for now, and allowed to change, in place of what was saved.
         for group, options in zip(self.optimizer.param_groups, asked, strict=True):
             group.update(options)
-        scheduler.base_lrs = [options["initial_lr"] for options in asked]
-        for group, rate, factor in zip(
-            self.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-        ):
-            group["lr"] = rate * factor(scheduler.last_epoch)
+        if isinstance(scheduler, LambdaLR):
+            scheduler.base_lrs = [options["initial_lr"] for options in asked]
+            for group, factor in zip(self.optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+                group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
 
     def _load_rng_state(self, checkpoint):
         with _no_code(checkpoint):
@@ -131,7 +134,6 @@ class SealedTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial):
         folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-        self._check_finite()
         self._wait_for_seal()
         with explain_full_disk(folder.parent, self._newest_intact):
             if self.args.should_save and folder.exists():
@@ -193,12 +195,13 @@ class SealedTrainer(Trainer):
 
 
 @contextlib.contextmanager
-def _fitting(options: str):
+def _fitting(*options):
     """Turn what an optimizer or a schedule says of its options into an InputError."""
     try:
         yield
     except (TypeError, ValueError, ImportError) as error:
-        raise InputError(f"{options}: {one_line(error)}") from error
+        given = " ".join(str(getattr(option, "value", option)) for option in options)
+        raise InputError(f"{given}: {one_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -759,7 +759,7 @@ def small_run(checkpoint, topics, output_dir):
 
 
 @pytest.mark.parametrize(("fault", "at"), [
-    pytest.param("500", "/commit/"),
+    pytest.param("500", "/commit/", marks=pytest.mark.slow),
     pytest.param("500", "/preupload/", marks=pytest.mark.slow),  # the client tries five times more
     pytest.param("reset", "/commit/", marks=pytest.mark.slow),
     pytest.param("stall", "/commit/", marks=pytest.mark.slow),

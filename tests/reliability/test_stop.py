@@ -48,6 +48,26 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(subjects, kind, n
     assert subject.end(name) == subject.whole
 
 
+def test_a_signal_after_the_last_step_stops_before_the_scores(subjects):
+    subject = subjects("full")
+    assert subject.run("late", prepare=_signal_at_the_end) == STOPPED, subject.log("late")
+    assert "SIGTERM after the last step; the same command goes on with the scores" in subject.log("late")
+    assert subject.run("late") == 0
+    assert subject.end("late") == subject.whole
+
+
+def _signal_at_the_end():
+    from ptft_recipes.sealed_trainer import SealedTrainer
+
+    finalize = SealedTrainer._finalize_training
+
+    def signal_and_finalize(self, *args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return finalize(self, *args)
+
+    SealedTrainer._finalize_training = signal_and_finalize
+
+
 def test_a_second_ctrl_c_leaves_at_once(subjects):
     subject = subjects("full")
     assert subject.run("twice", prepare=partial(signal_at_step, 7, signal.SIGINT, times=2)) == 130
