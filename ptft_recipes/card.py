@@ -180,7 +180,8 @@ def _training_table(run: dict[str, Any]) -> str:
         **({"best step": f"{run['best_step']} ({best})"} if run["best_step"] else {}),
         "seed": run["seed"],
         "hardware": f"{run['hardware']}; {run['processes']} process(es), {run['precision']}",
-        "time": f"{run['seconds']['train']:.0f} s of training, {run['seconds']['total']:.0f} s in all",
+        "time": f"{run['seconds']['train']:.0f} s of training, {run['seconds']['total']:.0f} s in all"
+        + (f" (since {run['resumed']['from']}, from where it went on)" if "resumed" in run else ""),
         "weights": f"{run['trainable_parameters']:,} of {run['total_parameters']:,} trained; "
         f"{run['saved_mib']:.1f} MiB saved",
         "peak memory": memory,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+DELETING = ".deleting-"
 LOADED = {".bin", ".pt", ".pth", ".safetensors"}  # what Trainer would read if it were there
 
 
@@ -68,6 +69,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         if manifest["sha256"] != _digest(sealed):
             raise ValueError
     except FileNotFoundError:
+        if not path.parent.exists():
+            raise ValueError("it does not exist") from None
         raise ValueError(f"it has no {MANIFEST}: the save was cut off, or another program made it") from None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{MANIFEST} is damaged") from error
@@ -101,29 +104,42 @@ def find_damage(folder: str | Path) -> str:
     return f"{changed[0]} has changed since it was saved (sha256)" if changed else ""
 
 
-def rotate_checkpoints(output_dir: str | Path, limit: int | None, best: str | None, run_id: str) -> None:
+def rotate_checkpoints(newest: str | Path, limit: int | None, best: str | None, run_id: str) -> None:
     """Delete the oldest sealed checkpoints of a run, and never the newest or the best.
 
-    What is not sealed, or was sealed by another run, is not touched.
+    What is not sealed, was sealed by another run, or is of a later step (damaged, else it would not have been gone
+    back behind) is not touched.
 
     Args:
-        output_dir: Of the run.
+        newest: The checkpoint that was sealed just now.
         limit: How many to keep, `save_total_limit`; all of them when None.
         best: Folder name of the best one so far, if there is one.
         run_id: `id` of what was sealed as `run`.
     """
     if not limit:
         return
-    own = []
-    for path in checkpoints_in(output_dir):
+    newest, own = Path(newest), []
+    for path in checkpoints_in(newest.parent):
         with contextlib.suppress(ValueError):
             if read_manifest(path)["run"]["id"] == run_id:
                 own.append(path)
-    kept = [path for path in own if path == own[-1] or path.name == best]
+        if path == newest:
+            break
+    kept = [path for path in own if path == newest or path.name == best]
     rest = [path for path in own[::-1] if path not in kept]
     for path in rest[max(0, limit - len(kept)) :]:
-        (path / MANIFEST).unlink()  # first: what a kill leaves of the rest counts as cut off
-        shutil.rmtree(path)
+        delete_checkpoint(path)
+
+
+def delete_checkpoint(folder: Path) -> None:
+    """Delete a checkpoint; what a kill leaves of it is no checkpoint any more, and `sweep` finds it."""
+    shutil.rmtree(folder.rename(folder.with_name(f"{DELETING}{folder.name}")), ignore_errors=True)
+
+
+def sweep(output_dir: str | Path) -> None:
+    """Delete what is left of checkpoints that were being deleted when their run was killed."""
+    for path in Path(output_dir).glob(f"{DELETING}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _digest(sealed: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 from ptft_recipes.acceleration import check_processes, has_native_bf16
 from ptft_recipes.config_files import read_config
 from ptft_recipes.errors import InputError, PushError, ResourceError, StoppedBySignal, nearest, one_line
-from ptft_recipes.interruption import follow_launcher
+from ptft_recipes.interruption import follow_launcher, remember_ctrl_c
 
 # Fields of TrainingArguments that --help shows besides the ones that the recipe sets; --help_all shows every field.
 COMMON_TRAINING_ARGUMENTS = [
@@ -243,6 +243,7 @@ def run_command(main: Callable[[], Any]) -> None:
     stopped by SIGTERM or Ctrl-C after a checkpoint was saved; 130 left at once, by Ctrl-C.
     """
     follow_launcher()
+    remember_ctrl_c()
     try:
         main()
     except SystemExit as stop:  # --help or a wrong argument: nothing has started

@@ -167,6 +167,9 @@ def mask_held_out(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Datas
 
     Returns:
         The blocks with `input_ids`, `labels`, `length`, `document`, and their number `row`.
+
+    Raises:
+        InputError: Nothing could be hidden.
     """
     collator = MaskingCollator(tokenizer, "token", HELD_OUT_RATE, seed=HELD_OUT_SEED)
 
@@ -174,7 +177,12 @@ def mask_held_out(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Datas
         input_ids, labels = collator.mask(example["input_ids"], example["word_ids"], row)
         return {"input_ids": input_ids, "labels": labels, "row": row}
 
-    return dataset.map(hide, with_indices=True, remove_columns="word_ids")
+    hidden = dataset.map(hide, with_indices=True, remove_columns="word_ids")
+    if all(label == -100 for labels in hidden["labels"] for label in labels):
+        raise InputError(
+            "a held-out text has no token that could be hidden: its words are unknown to the tokenizer, or too few"
+        )
+    return hidden
 
 
 def check_packable(config: PreTrainedConfig) -> None:

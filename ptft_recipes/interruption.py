@@ -1,18 +1,22 @@
 """SIGTERM and Ctrl-C, as schedulers and people send them: finish the step, save, stop."""
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
+import psutil
 import torch
 from transformers import TrainerCallback
 
 from ptft_recipes.errors import StoppedBySignal
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
+LAUNCHERS = ("accelerate", "torchrun", "torch.distributed", "deepspeed")
 ECHO_SECONDS = 1.0  # within which torchrun repeats the Ctrl-C that the terminal has sent to every process
 
 
@@ -21,12 +25,51 @@ def follow_launcher() -> None:
 
     `accelerate launch` with one process dies of SIGTERM and leaves the training running behind.
     """
-    if sys.platform == "linux" and ("ACCELERATE_MIXED_PRECISION" in os.environ or _is_under_torchrun()):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if sys.platform != "linux" or not ("ACCELERATE_MIXED_PRECISION" in os.environ or _is_under_torchrun()):
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    parent = " ".join(psutil.Process(os.getppid()).cmdline())
+    if not any(launcher in parent for launcher in LAUNCHERS):  # it died while this process was importing
+        signal.raise_signal(signal.SIGTERM)
+
+
+def remember_ctrl_c() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt, as it does anyway, and not be forgotten where a library swallows that.
+
+    A bare `except:` in the hashing of `datasets` does.
+    """
+
+    def interrupt(number, frame):
+        interrupt.told = True
+        raise KeyboardInterrupt
+
+    interrupt.told = False
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def _is_under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def outlive_signals(worker: int, init) -> None:
+    """Let a loader worker go on serving when a scheduler sends SIGTERM, or a terminal Ctrl-C, to every process.
+
+    Args:
+        worker: Its number.
+        init: What else it does when it starts.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # Linux
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, daemon=True).start()
+    init(worker)
+
+
+def _obey_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class StopCallback(TrainerCallback):
@@ -46,6 +89,8 @@ class StopCallback(TrainerCallback):
         self._save_at_epoch_end = False
 
     def __enter__(self):  # noqa: D105
+        if getattr(signal.getsignal(signal.SIGINT), "told", False):
+            raise KeyboardInterrupt
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
                 self._before[number] = signal.signal(number, self._receive)
@@ -78,7 +123,7 @@ class StopCallback(TrainerCallback):
         return bool(told)
 
     def on_step_end(self, args, state, control, **kwargs):  # noqa: D102
-        if state.epoch % 1:
+        if state.epoch % 1 and not control.should_training_stop:  # after the last step too Trainer evaluates an epoch
             control.should_save |= self._agreed(args)
         else:
             self._save_at_epoch_end, control.should_save = control.should_save, False

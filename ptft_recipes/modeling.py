@@ -1,5 +1,6 @@
 """Load models and tokenizers, and know which weights a checkpoint did not bring."""
 
+import hashlib
 import json
 import logging
 import re
@@ -143,6 +144,15 @@ def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
         reserved = config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
         tokenizer.model_max_length = positions - reserved
     return tokenizer
+
+
+def digest_weights(model: torch.nn.Module) -> str:
+    """Return a hash of all weights: of a model as it was loaded, it says whether the base is still the same."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def non_finite_weights(model: torch.nn.Module) -> list[str]:

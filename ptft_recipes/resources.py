@@ -93,10 +93,11 @@ def explain_out_of_memory(model: torch.nn.Module, training_args: TrainingArgumen
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         told = str(error)
         if not (
             isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            or getattr(error, "errno", None) == errno.ENOMEM  # a loader worker that cannot be started
             or should_reduce_batch_size(error)
             or any(text in told for text in MEMORY_MESSAGES)
         ):

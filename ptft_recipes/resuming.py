@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ptft_recipes.checkpoints import checkpoints_in, find_damage, read_manifest
+from ptft_recipes.checkpoints import MANIFEST, checkpoints_in, find_damage, read_manifest, sweep
 from ptft_recipes.errors import InputError, one_line
 from ptft_recipes.reporting import write_yaml
 
@@ -70,7 +70,8 @@ def claim_output_dir(training_args: TrainingArguments, run: dict[str, Any], allo
     if training_args.process_index == 0:
         try:
             decided = [_decide(training_args, run, allow_changes)]
-            write_yaml(Path(training_args.output_dir) / "config.yaml", run["config"])
+            if decided[0]["checkpoint"] is None:
+                write_yaml(Path(training_args.output_dir) / "config.yaml", run["config"])
         except InputError as error:
             decided = [error]
         except OSError as error:
@@ -83,17 +84,25 @@ def claim_output_dir(training_args: TrainingArguments, run: dict[str, Any], allo
 
 def _decide(training_args: TrainingArguments, run: dict[str, Any], allow_changes: Sequence[str]) -> dict[str, Any]:
     output_dir = Path(training_args.output_dir)
+    if (output_dir / "config.yaml").exists() and not (output_dir / ".lock").exists():
+        raise InputError(
+            f"{output_dir} has a config.yaml that no run wrote, and would overwrite; choose another folder"
+        )
     _hold_lock(output_dir)
+    sweep(output_dir)
     carded = (output_dir / "README.md").exists()  # written last, by what trains
-    if (output_dir / "results.json").exists() and (carded or not checkpoints_in(output_dir)):
+    again = training_args.push_to_hub and checkpoints_in(output_dir)  # the push may have been what was cut off
+    if (output_dir / "results.json").exists() and not again and (carded or not checkpoints_in(output_dir)):
         raise InputError(
             f"{output_dir} holds a finished run; choose another --output_dir, or delete it (to train it further: "
             "another --output_dir, --resume_from_checkpoint with its last checkpoint, and more --num_train_epochs)"
         )
     checkpoint = _choose_checkpoint(training_args, output_dir)
     started = {"id": uuid.uuid4().hex, "checkpoint": None}
-    if checkpoint is None:
+    same_folder = checkpoint is not None and checkpoint.parent.resolve() == output_dir.resolve()
+    if not same_folder:
         _check_nothing_is_lost(output_dir, run)
+    if checkpoint is None:
         return started
     changed = check_same_run(checkpoint, run, allow_changes)
     if not list(checkpoint.glob("rng_state*.pth")):
@@ -111,7 +120,6 @@ def _decide(training_args: TrainingArguments, run: dict[str, Any], allow_changes
             )
     logger.info("going on from %s", checkpoint)
     resumed = {"resumed": {"from": checkpoint.name, "changed": changed, "allowed": list(allow_changes)}}
-    same_folder = checkpoint.parent.resolve() == output_dir.resolve()
     return started | ({"id": sealed["id"]} if same_folder else {}) | {"checkpoint": str(checkpoint)} | resumed
 
 
@@ -129,8 +137,6 @@ def _hold_lock(output_dir: Path) -> None:
         raise InputError(
             f"another process is running in {output_dir}; wait for it, stop it, or choose another --output_dir"
         ) from None
-    except NotImplementedError:
-        logger.warning("%s: the file system has no locks; nothing keeps a second run out", output_dir)
     except OSError as error:
         raise InputError(f"{what} ({error})") from error
     _lock.append(lock)
@@ -139,7 +145,9 @@ def _hold_lock(output_dir: Path) -> None:
 def _choose_checkpoint(training_args: TrainingArguments, output_dir: Path) -> Path | None:
     """Return the checkpoint that was asked for, or else the newest intact one; say what is wrong with those newer."""
     wanted = training_args.resume_from_checkpoint
-    if wanted and wanted != "last":
+    apart = wanted and wanted != "last" and Path(wanted).resolve().parent != output_dir.resolve()
+    # With checkpoints of its own, the command was cut off after it had begun from the one that it names.
+    if wanted and wanted != "last" and not (apart and checkpoints_in(output_dir)):
         if damage := find_damage(wanted):
             raise InputError(
                 f"--resume_from_checkpoint {wanted}: {damage}. `last` takes the newest intact one of --output_dir; "
@@ -147,7 +155,7 @@ def _choose_checkpoint(training_args: TrainingArguments, output_dir: Path) -> Pa
             )
         path = Path(wanted)
         newer = checkpoints_in(output_dir)[-1:]
-        if path.resolve().parent == output_dir.resolve() and path.name != newer[0].name:
+        if not apart and newer and path.name != newer[0].name:
             raise InputError(
                 f"{output_dir} has {newer[0].name}, newer than {path.name}, which the run would overwrite; choose "
                 "another --output_dir, or delete the newer ones"
@@ -157,7 +165,7 @@ def _choose_checkpoint(training_args: TrainingArguments, output_dir: Path) -> Pa
         if not (damage := find_damage(path)):
             return path
         logger.warning("%s is not used: %s", path, damage)
-    if wanted:
+    if wanted == "last":
         raise InputError(f"--resume_from_checkpoint last: {output_dir} has no intact checkpoint")
     return None
 
@@ -175,8 +183,12 @@ def _check_nothing_is_lost(output_dir: Path, run: dict[str, Any]) -> None:
         began = None
     if not isinstance(began, dict) or _differences({"config": began}, run):
         raise InputError(
-            f"{output_dir} has {', '.join(there)}, which the run would overwrite; choose another --output_dir, or "
-            "delete it"
+            f"{output_dir} has {', '.join(there)}, which the run would overwrite; choose another --output_dir"
+        )
+    if sealed := [path for path in checkpoints_in(output_dir) if (path / MANIFEST).exists()]:
+        raise InputError(
+            f"no checkpoint in {output_dir} is intact, though {sealed[-1].name} was once ({find_damage(sealed[-1])}); "
+            "mend it, or delete the folder to train anew"
         )
     logger.info("%s: the same run was cut off before its first checkpoint was sealed; it starts again", output_dir)
 
@@ -199,7 +211,10 @@ def best_checkpoint(checkpoint: str | Path, recorded: str | None) -> Path | None
         checkpoint: That is resumed.
         recorded: The path that its state has.
     """
-    return Path(checkpoint).parent / Path(recorded).name if recorded else None
+    if not recorded:
+        return None
+    beside = Path(checkpoint).parent / Path(recorded).name
+    return beside if beside.exists() or not Path(recorded).exists() else Path(recorded)
 
 
 def check_same_run(
@@ -220,7 +235,10 @@ def check_same_run(
     """
     changed = _differences(read_manifest(checkpoint)["run"], run)
     if refused := {name: change for name, change in changed.items() if name not in allow_changes}:
-        listed = "; ".join(f"{name}: {then} then, now {now}" for name, (then, now) in refused.items())
+        listed = "; ".join(
+            f"{name}: {'the default' if then is None else then} then, now {'the default' if now is None else now}"
+            for name, (then, now) in refused.items()
+        )
         raise InputError(
             f"{checkpoint} is of a run that differs ({listed}). Choose another --output_dir, or go on with "
             f"--allow_changes {' '.join([*allow_changes, *refused])}"
@@ -238,12 +256,18 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[A
         if pair[0] != pair[1] and not grown and name not in MAY_CHANGE and not name.startswith(MAY_CHANGE_PREFIXES):
             changed[name] = pair
     changed |= {name: (then[name], now[name]) for name in COMPARED if name in then and then[name] != now[name]}
-    if "data" in then and "data" in now and then["data"] != (data := now["data"]["fingerprint"]):
-        changed["data"] = then["data"], data
+    if "data" in then and "data" in now:
+        data = now["data"]["fingerprint"]
+        if splits := [split for split in data if data[split] != then["data"].get(split)]:
+            changed["data"] = tuple(
+                " ".join(f"{split} {of.get(split)}" for split in splits) for of in (then["data"], data)
+            )
+    if then.get("initial_weights") != now.get("initial_weights", then.get("initial_weights")):
+        changed["initial_weights"] = then.get("initial_weights"), now["initial_weights"]
     return changed
 
 
 def identify(run: dict[str, Any]) -> dict[str, Any]:
     """Return what a manifest keeps of a run, for `check_same_run`."""
-    kept = {name: run[name] for name in ("id", "config", *COMPARED, *NOTED)}
+    kept = {name: run.get(name) for name in ("id", "config", "initial_weights", *COMPARED, *NOTED)}
     return kept | {"data": run["data"]["fingerprint"]}

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,16 +14,28 @@ from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState
 
-from ptft_recipes.checkpoints import checkpoints_in, find_damage, rotate_checkpoints, seal_checkpoint
+from ptft_recipes.checkpoints import (
+    checkpoints_in,
+    delete_checkpoint,
+    find_damage,
+    rotate_checkpoints,
+    seal_checkpoint,
+)
 from ptft_recipes.errors import InputError, StoppedBySignal, one_line
-from ptft_recipes.interruption import StopCallback
-from ptft_recipes.modeling import non_finite_weights
+from ptft_recipes.interruption import StopCallback, outlive_signals
+from ptft_recipes.modeling import digest_weights, non_finite_weights
+from ptft_recipes.reporting import write_yaml
 from ptft_recipes.resources import check_free_space, explain_full_disk, explain_out_of_memory
 from ptft_recipes.resuming import best_checkpoint, check_same_run, identify
 
 logger = logging.getLogger(__name__)
 
-HYPERPARAMETERS = ("lr", "initial_lr", "weight_decay", "betas", "eps")
+RATE = ("lr", "initial_lr")
+# What an argument is called in an optimizer.
+HYPERPARAMETERS = {
+    "learning_rate": RATE, "layer_wise_decay": RATE, "head_learning_rate": RATE, "weight_decay": ("weight_decay",),
+    "adam_beta1": ("betas",), "adam_beta2": ("betas",), "adam_epsilon": ("eps",),
+}  # fmt: skip
 
 
 class SealedTrainer(Trainer):
@@ -63,8 +76,13 @@ class SealedTrainer(Trainer):
             StoppedBySignal: SIGTERM or Ctrl-C; a checkpoint was saved.
         """
         checkpoint = resume_from_checkpoint or self.args.resume_from_checkpoint
-        if checkpoint and self.run:
-            check_same_run(checkpoint, self.run, self._resumed["allowed"])  # now that the data is known
+        if self.run:
+            self.run["initial_weights"] = digest_weights(self.model)
+            if checkpoint:
+                # Once more, now that data and model are known.
+                self._resumed["changed"].update(check_same_run(checkpoint, self.run, self._resumed["allowed"]))
+            if self.args.should_save:
+                write_yaml(Path(self.args.output_dir, "config.yaml"), self.run["config"])
         check_free_space(self.model, self.args)
         with self.stop, explain_out_of_memory(self.model, self.args):
             try:
@@ -72,6 +90,8 @@ class SealedTrainer(Trainer):
                 self.stop.stop_after_training(self.args, self.state)
                 return output
             except StoppedBySignal:
+                self._wait_for_seal()
+                self.accelerator.wait_for_everyone()  # torchrun gives the others 30 s once one has left
                 self.callback_handler.on_train_end(self.args, self.state, self.control)  # closes bars and trackers
                 raise
             finally:
@@ -92,6 +112,8 @@ class SealedTrainer(Trainer):
             stored = saved.stateful_callbacks.get(type(callback).__name__)
             if isinstance(callback, ExportableState) and stored:
                 vars(callback).update(stored["attributes"])
+            elif isinstance(callback, ExportableState):  # Trainer looks for the entry when it saves
+                state.stateful_callbacks[type(callback).__name__] = callback.state()
         stopped_early = saved.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
         if state.global_step >= max_steps or (stopped_early and state.global_step < saved.max_steps):
             return num_train_epochs, 0  # nothing is left to train; Trainer would take one step more
@@ -109,19 +131,32 @@ class SealedTrainer(Trainer):
             return super().create_scheduler(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
-        groups, scheduler = self.optimizer.param_groups, self.lr_scheduler
-        asked = [{name: group[name] for name in HYPERPARAMETERS if name in group} for group in groups]
+        names = {name for changed in self._resumed["changed"] for name in HYPERPARAMETERS.get(changed, ())}
+        asked = [{name: group[name] for name in names & group.keys()} for group in self.optimizer.param_groups]
         with _no_code(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or not self._resumed["changed"]:
+        if checkpoint is None:
             return
-        # What was asked for now, and allowed to change, in place of what was saved.
-        for group, options in zip(self.optimizer.param_groups, asked, strict=True):
+        # What was allowed to change, in place of what was saved; and the schedule of now, with more epochs perhaps.
+        groups, scheduler = self.optimizer.param_groups, self.lr_scheduler
+        for group, options in zip(groups, asked, strict=True):
             group.update(options)
         if isinstance(scheduler, LambdaLR):
-            scheduler.base_lrs = [options["initial_lr"] for options in asked]
-            for group, factor in zip(self.optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+            scheduler.base_lrs = [group["initial_lr"] for group in groups]
+            for group, factor in zip(groups, scheduler.lr_lambdas, strict=True):
                 group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
+
+    def _determine_best_metric(self, metrics, trial):
+        is_best = super()._determine_best_metric(metrics, trial)
+        # Else the model that is loaded at the end would be the best of those that happened to be saved.
+        self.control.should_save |= is_best and self.args.load_best_model_at_end
+        return is_best or self.stop.signal is not None  # by which `--save_strategy best` decides
+
+    def _get_dataloader(self, *args, **kwargs):
+        loader = super()._get_dataloader(*args, **kwargs)
+        if loader.num_workers:
+            loader.worker_init_fn = partial(outlive_signals, init=loader.worker_init_fn or (lambda worker: None))
+        return loader
 
     def _load_rng_state(self, checkpoint):
         with _no_code(checkpoint):
@@ -137,7 +172,7 @@ class SealedTrainer(Trainer):
         self._wait_for_seal()
         with explain_full_disk(folder.parent, self._newest_intact):
             if self.args.should_save and folder.exists():
-                shutil.rmtree(folder)  # of this run, cut off or damaged: else it would not have been gone past
+                delete_checkpoint(folder)  # of this run, cut off or damaged: else it would not have been gone past
             self.accelerator.wait_for_everyone()
             try:
                 super()._save_checkpoint(model, trial)
@@ -153,7 +188,7 @@ class SealedTrainer(Trainer):
     def _seal_and_rotate(self, folder: Path, best: str | None) -> None:
         run = identify(self.run) if self.run else {"id": ""}
         seal_checkpoint(folder, run)
-        rotate_checkpoints(folder.parent, self.save_total_limit, best, run["id"])
+        rotate_checkpoints(folder, self.save_total_limit, best, run["id"])
 
     def _wait_for_seal(self) -> None:
         with explain_full_disk(self.args.output_dir, self._newest_intact):

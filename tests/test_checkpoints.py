@@ -6,7 +6,7 @@ import os
 import pytest
 
 from ptft_recipes import checkpoints
-from ptft_recipes.checkpoints import MANIFEST, checkpoints_in, find_damage, rotate_checkpoints, seal_checkpoint
+from ptft_recipes.checkpoints import MANIFEST, checkpoints_in, find_damage, rotate_checkpoints, seal_checkpoint, sweep
 
 FILES = {"model.safetensors": b"w" * 1000, "optimizer.pt": b"o" * 3000, "part/state.json": b'{"step": 3}'}
 
@@ -47,7 +47,7 @@ def test_every_damage_to_every_file_is_found(tmp_path, name, damage):
 
 def test_a_save_that_was_cut_off_is_damaged(tmp_path):
     assert "the save was cut off" in find_damage(make(tmp_path, 3, sealed=False))
-    assert "the save was cut off" in find_damage(tmp_path / "nowhere")
+    assert find_damage(tmp_path / "nowhere") == "it does not exist"
 
 
 def test_the_manifest_is_written_after_every_file_has_reached_the_disk(tmp_path, monkeypatch):
@@ -102,7 +102,7 @@ def test_nonsense_is_no_manifest(tmp_path, text):
 def test_rotation_keeps_the_newest_and_the_best(tmp_path, limit, best, left):
     for step in (10, 2, 8, 4, 6):
         make(tmp_path, step)
-    rotate_checkpoints(tmp_path, limit, best, "mine")
+    rotate_checkpoints(tmp_path / "checkpoint-10", limit, best, "mine")
     assert [path.name for path in checkpoints_in(tmp_path)] == [f"checkpoint-{step}" for step in left]
 
 
@@ -112,7 +112,7 @@ def test_rotation_touches_only_what_this_run_has_sealed(tmp_path):
     kept = [make(tmp_path, 1, "another"), make(tmp_path, 3, sealed=False), make(tmp_path, 5)]
     (kept[-1] / MANIFEST).write_text("damaged")
     (tmp_path / "checkpoint-best").mkdir()
-    rotate_checkpoints(tmp_path, 1, None, "mine")
+    rotate_checkpoints(tmp_path / "checkpoint-6", 1, None, "mine")
     assert [path.name for path in checkpoints_in(tmp_path)] == [
         "checkpoint-1",
         "checkpoint-3",
@@ -120,3 +120,19 @@ def test_rotation_touches_only_what_this_run_has_sealed(tmp_path):
         "checkpoint-6",
     ]
     assert (tmp_path / "checkpoint-best").is_dir()
+
+
+def test_a_damaged_checkpoint_of_a_later_step_does_not_count_as_the_newest(tmp_path):
+    for step in (15, 17, 20):
+        make(tmp_path, step)
+    (tmp_path / "checkpoint-20" / "optimizer.pt").write_bytes(b"o" * 2999 + b"x")
+    rotate_checkpoints(tmp_path / "checkpoint-17", 1, None, "mine")
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-17", "checkpoint-20"]
+    assert find_damage(tmp_path / "checkpoint-17") == ""
+
+
+def test_what_a_kill_leaves_of_a_deleted_checkpoint_is_swept(tmp_path):
+    make(tmp_path, 3).rename(tmp_path / ".deleting-checkpoint-3")
+    assert checkpoints_in(tmp_path) == []
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,12 +1,13 @@
 """What a resumed run must know again, and Trainer forgets."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import cut_off
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
 from ptft_recipes.checkpoints import checkpoints_in, find_damage
@@ -89,6 +90,46 @@ def test_an_allowed_change_takes_effect(run_cls, tmp_path):
     assert results["run"]["resumed"]["changed"] == {"learning_rate": (0.005, 0.0)}
     before, after = (load_file(tmp_path / "run" / f"checkpoint-{step}" / "model.safetensors") for step in (12, 24))
     assert all(torch.equal(value, after[name]) for name, value in before.items()), "at a rate of 0 nothing moves"
+
+
+def test_early_stopping_may_be_added(run_cls, tmp_path):
+    options = {"num_train_epochs": 4, "max_train_samples": 96, "save_total_limit": 9, "learning_rate": 1e-12}
+    run_cls(**options, output_dir=tmp_path / "whole")
+    cut_off(tmp_path / "whole", 12, tmp_path / "run")
+    results = run_cls("--allow_changes", "early_stopping_patience", **options, early_stopping_patience=1)
+    assert results["run"]["steps"] < 48
+
+
+def test_a_change_that_is_allowed_leaves_the_rate_of_a_plateau_alone(run_cls, tmp_path):
+    options = STEPS | {"num_train_epochs": 2, "save_steps": 6, "eval_steps": 6, "logging_steps": 1}
+    options |= {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": '{"patience": 0}'}
+    run_cls(**options, output_dir=tmp_path / "whole")
+    cut_off(tmp_path / "whole", 18, tmp_path / "run")
+    run_cls("--allow_changes", "weight_decay", **options, weight_decay=0.1)
+    rates = []
+    for folder in ("whole", "run"):
+        state = json.loads((tmp_path / folder / "checkpoint-24" / "trainer_state.json").read_text())
+        rates.append([entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry])
+    assert rates[0] == rates[1]
+
+
+def test_another_base_under_the_same_name_is_refused(run_cls, tmp_path, checkpoint):
+    base = shutil.copytree(checkpoint, tmp_path / "base")
+    options = {"model_name_or_path": base, "tuning": "lora", "num_train_epochs": 2, "max_train_samples": 96}
+    options["save_total_limit"] = 9
+    run_cls(**options, output_dir=tmp_path / "whole")
+    cut_off(tmp_path / "whole", 12, tmp_path / "run")
+    weights = {name: 1.5 * value for name, value in load_file(base / "model.safetensors").items()}
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"initial_weights: \w+ then, now \w+"):
+        run_cls(**options)
+
+
+def test_the_best_is_saved_wherever_it_is_found(run_cls, tmp_path):
+    options = STEPS | {"save_steps": 12, "eval_steps": 4, "num_train_epochs": 2, "lr_scheduler_type": "constant"}
+    results = run_cls(**options, learning_rate=0.3)
+    best = results["run"]["best_step"]
+    assert weights(tmp_path / "run") == weights(tmp_path / "run" / f"checkpoint-{best}")
 
 
 def test_other_data_is_refused_before_training(run_cls, tmp_path, topics):

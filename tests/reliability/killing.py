@@ -10,6 +10,7 @@ import threading
 from functools import partial
 from pathlib import Path
 
+import psutil
 from conftest import load_recipe
 
 # A server that has imported everything forks for each run: half a second instead of six.
@@ -72,14 +73,16 @@ def die_in_save(number: int, seconds: float) -> None:
     SealedTrainer._save_checkpoint = save_and_die
 
 
-def signal_at_step(step: int, number: int, times: int = 1) -> None:
-    """Send a signal to this process in the middle of an optimizer step."""
+def signal_at_step(step: int, number: int, times: int = 1, children: bool = False) -> None:
+    """Send a signal to this process in the middle of an optimizer step; before it to its children, as schedulers do."""
     from ptft_recipes.training import RecipeTrainer
 
     train = RecipeTrainer.training_step
 
     def train_and_signal(self, *args, **kwargs):
         if self.state.global_step + 1 == step:
+            for child in psutil.Process().children() if children else ():
+                child.send_signal(number)
             for _ in range(times):
                 os.kill(os.getpid(), number)
         return train(self, *args, **kwargs)

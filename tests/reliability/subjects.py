@@ -26,6 +26,8 @@ SUBJECTS = {
         *CLS, "--eval_strategy", "epoch", "--save_strategy", "epoch", "--num_train_epochs", "4",
         "--early_stopping_patience", "2"]),
     "token classification": ("finetune_token_cls", "bert", [*CLS, "--max_length", "16", "--stride", "4"]),
+    "max_steps": ("finetune_cls", "bert", [
+        *CLS, "--eval_strategy", "epoch", "--save_strategy", "epoch", "--max_steps", "20"]),
     "mlm": ("pretrain_mlm", "bert", MLM),
     "mlm, packed": ("pretrain_mlm", "bert", [*MLM, "--packing", "true"]),
     "mlm, streamed": ("pretrain_mlm", "bert", ["--streaming", "true", "--max_steps", "24"]),

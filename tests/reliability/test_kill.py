@@ -40,6 +40,7 @@ def test_killed_at_every_write_of_a_save(subjects, kind):
     subject = subjects(kind)
     begin, end = subject.saves[1:3]  # the second checkpoint: its files, its seal, the rotation of the first
     assert end - begin >= 10
+    print(f"{kind}: killed at {end - begin} writes")
     for write in range(begin, end):
         name = f"save {write}"
         assert subject.run(name, die_at=write) == -9

@@ -26,6 +26,7 @@ EPOCH_ENDS = 12  # "full": the step at which the first epoch ends
                 ("full", signal.SIGTERM, EPOCH_ENDS),
                 ("full", signal.SIGTERM, 24),
                 ("epochs", signal.SIGTERM, EPOCH_ENDS),
+                ("max_steps", signal.SIGTERM, 20),
                 ("epochs", signal.SIGINT, 20),
                 ("gradient accumulation", signal.SIGTERM, 9),
                 ("loader workers", signal.SIGINT, 9),
@@ -45,6 +46,17 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(subjects, kind, n
     assert "Traceback" not in subject.log(name)
     assert subject.run(name) == 0
     assert f"checkpoint-{step}\n" in subject.log(name)
+    assert subject.end(name) == subject.whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_loader_workers_outlive_a_signal_to_every_process(subjects, number):
+    subject = subjects("loader workers")
+    name = f"everyone {number.name}"
+    told = partial(signal_at_step, 9, number, children=True)
+    assert subject.run(name, prepare=told) == STOPPED, subject.log(name)
+    assert "checkpoint-9, the same command goes on from there" in subject.log(name)
+    assert subject.run(name) == 0
     assert subject.end(name) == subject.whole
 
 
@@ -99,7 +111,8 @@ def test_under_accelerate_launch_nothing_is_left_behind(subjects, how, processes
     else:
         os.killpg(launcher.pid, signal.SIGINT if how == "Ctrl-C" else signal.SIGTERM)
     code = launcher.wait(timeout=60)
-    assert code != 0
+    number = -signal.SIGKILL if "SIGKILL" in how else -signal.SIGINT if how == "Ctrl-C" else -signal.SIGTERM
+    assert code == (1 if processes == 2 and "SIGKILL" not in how else number), "as README has it"
     _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive, "no orphan"
     step = re.findall(r"step (\d+)/", subject.log(name))[-1]
