@@ -74,7 +74,7 @@ def die_in_save(number: int, seconds: float) -> None:
 
 
 def signal_at_step(step: int, number: int, times: int = 1, children: bool = False) -> None:
-    """Send a signal to this process in the middle of an optimizer step; before it to its children, as schedulers do."""
+    """Send a signal to this process in the middle of a step; first to its children too, as schedulers do."""
     from ptft_recipes.training import RecipeTrainer
 
     train = RecipeTrainer.training_step
