@@ -28,8 +28,9 @@ def follow_launcher() -> None:
     if sys.platform != "linux" or not ("ACCELERATE_MIXED_PRECISION" in os.environ or _is_under_torchrun()):
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    parent = " ".join(psutil.Process(os.getppid()).cmdline())
-    if not any(launcher in parent for launcher in LAUNCHERS):  # it died while this process was importing
+    # If it died while this process was importing, the parent is now whoever adopts orphans, of another session.
+    parent, adopted = os.getppid(), os.getsid(os.getppid()) != os.getsid(0) != os.getpid()
+    if adopted and not any(launcher in " ".join(psutil.Process(parent).cmdline()) for launcher in LAUNCHERS):
         signal.raise_signal(signal.SIGTERM)
 
 

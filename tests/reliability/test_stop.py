@@ -96,6 +96,20 @@ def wait_until(condition, seconds=120):
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("seconds", [2, pytest.param(3.5, marks=pytest.mark.slow)])
+def test_a_launcher_that_dies_while_the_recipe_is_importing_leaves_nothing_behind(subjects, seconds):
+    subject = subjects("full")
+    name = f"imports {seconds}"
+    launcher = subject.launch(name, 1, "--num_train_epochs", "400")
+    wait_until(lambda: psutil.Process(launcher.pid).children())
+    family = psutil.Process(launcher.pid).children(recursive=True)
+    time.sleep(seconds)
+    launcher.send_signal(signal.SIGTERM)
+    launcher.wait(timeout=60)
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive, "no orphan"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("how", ["SIGTERM to the launcher", "SIGTERM to all", "Ctrl-C", "SIGKILL to the launcher"])
