@@ -60,7 +60,9 @@ EDGES = {
     "safe_files": {"errors"},
     "sampling": {"acceleration"},
     "saved_adapters": {"adapters", "embeddings", "errors", "safe_files"},
-    "sealed_trainer": {"checkpoints", "errors", "interruption", "modeling", "resources", "resuming"},
+    "sealed_trainer": {
+        "checkpoints", "errors", "interruption", "modeling", "reporting", "resources", "resuming",
+    },
     "sentence_pairs": {"blocks", "collators", "errors"},
     "sentence_prediction": {"errors", "objectives", "perplexity", "pretraining", "sparse_head"},
     "significance": set(),
