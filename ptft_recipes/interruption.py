@@ -140,7 +140,7 @@ class StopCallback(TrainerCallback):
         """Stop.
 
         Raises:
-            StoppedBySignal: A signal has come; the checkpoint is sealed.
+            StoppedBySignal: A signal has come; the checkpoint is saved, and being sealed.
         """
         if self._agreed(args):
             raise StoppedBySignal(

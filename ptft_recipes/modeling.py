@@ -21,7 +21,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from ptft_recipes import demo
-from ptft_recipes.errors import InputError
+from ptft_recipes.errors import InputError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +81,8 @@ def from_pretrained(auto_class, model_args: ModelArguments, **kwargs):
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
-        reason = " ".join(str(error).split())
         what = f"cannot load {auto_class.__name__} from {model_args.model_name_or_path}"
-        raise InputError(f"{what}: {reason[:400]}") from error
+        raise InputError(f"{what}: {one_line(error, 400)}") from error
 
 
 def shard_names(index: str | Path) -> list[str]:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+WRITTEN_BY_A_RUN = "# Written by a run. To repeat it: --config <this file> --output_dir <another>"
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that is there as a whole or not at all, whenever the process is killed."""
@@ -16,8 +18,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_yaml(path: Path, config: dict[str, Any]) -> None:
-    """Write a flat configuration, in its own order, a line per value."""
-    write_text(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=float("inf")))
+    """Write the flat configuration of a run, in its own order, a line per value, below a line that tells it is one."""
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=float("inf"))
+    write_text(path, f"{WRITTEN_BY_A_RUN}\n{text}")
 
 
 def plot_confusion_matrix(counts: np.ndarray, label_names: list[str], path: Path) -> None:

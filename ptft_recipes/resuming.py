@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ptft_recipes.checkpoints import MANIFEST, checkpoints_in, find_damage, read_manifest, sweep
 from ptft_recipes.errors import InputError, one_line
-from ptft_recipes.reporting import write_yaml
+from ptft_recipes.reporting import WRITTEN_BY_A_RUN, write_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -84,10 +84,6 @@ def claim_output_dir(training_args: TrainingArguments, run: dict[str, Any], allo
 
 def _decide(training_args: TrainingArguments, run: dict[str, Any], allow_changes: Sequence[str]) -> dict[str, Any]:
     output_dir = Path(training_args.output_dir)
-    if (output_dir / "config.yaml").exists() and not (output_dir / ".lock").exists():
-        raise InputError(
-            f"{output_dir} has a config.yaml that no run wrote, and would overwrite; choose another folder"
-        )
     _hold_lock(output_dir)
     sweep(output_dir)
     carded = (output_dir / "README.md").exists()  # written last, by what trains
@@ -145,42 +141,44 @@ def _hold_lock(output_dir: Path) -> None:
 def _choose_checkpoint(training_args: TrainingArguments, output_dir: Path) -> Path | None:
     """Return the checkpoint that was asked for, or else the newest intact one; say what is wrong with those newer."""
     wanted = training_args.resume_from_checkpoint
-    apart = wanted and wanted != "last" and Path(wanted).resolve().parent != output_dir.resolve()
-    # With checkpoints of its own, the command was cut off after it had begun from the one that it names.
-    if wanted and wanted != "last" and not (apart and checkpoints_in(output_dir)):
-        if damage := find_damage(wanted):
-            raise InputError(
-                f"--resume_from_checkpoint {wanted}: {damage}. `last` takes the newest intact one of --output_dir; "
-                f"to begin anew from the weights alone: --model_name_or_path {wanted}"
-            )
-        path = Path(wanted)
-        newer = checkpoints_in(output_dir)[-1:]
-        if not apart and newer and path.name != newer[0].name:
-            raise InputError(
-                f"{output_dir} has {newer[0].name}, newer than {path.name}, which the run would overwrite; choose "
-                "another --output_dir, or delete the newer ones"
-            )
-        return path
-    for path in reversed(checkpoints_in(output_dir)):
-        if not (damage := find_damage(path)):
-            return path
-        logger.warning("%s is not used: %s", path, damage)
+    named = Path(wanted) if wanted and wanted != "last" else None
+    own = checkpoints_in(output_dir)
+    elsewhere = named is not None and named.resolve().parent != output_dir.resolve()
+    # A command that names a checkpoint elsewhere has some of its own once it was cut off: they are further.
+    if named is None or elsewhere:
+        for path in reversed(own):
+            if not (damage := find_damage(path)):
+                return path
+            logger.warning("%s is not used: %s", path, damage)
+    if named is not None and (damage := find_damage(named)):
+        raise InputError(
+            f"--resume_from_checkpoint {named}: {damage}. `last` takes the newest intact one of --output_dir; to "
+            f"begin anew from the weights alone: --model_name_or_path {named}"
+        )
+    if named is not None and not elsewhere and own and named.name != own[-1].name:
+        raise InputError(
+            f"{output_dir} has {own[-1].name}, newer than {named.name}, which the run would overwrite; choose another "
+            "--output_dir, or delete the newer ones"
+        )
     if wanted == "last":
         raise InputError(f"--resume_from_checkpoint last: {output_dir} has no intact checkpoint")
-    return None
+    return named
 
 
 def _check_nothing_is_lost(output_dir: Path, run: dict[str, Any]) -> None:
     """Raise an InputError if the folder has something that this run would overwrite and did not begin itself."""
     there = [path.name for path in checkpoints_in(output_dir)]
     there += sorted(path.name for path in output_dir.glob("*") if path.name in OWN_FILES)
-    if not there:
-        return
     config = output_dir / "config.yaml"
     try:
-        began = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
+        text = config.read_text(encoding="utf-8") if config.is_file() else ""
+        began = yaml.safe_load(text) if text.startswith(WRITTEN_BY_A_RUN) else None
     except (OSError, ValueError, yaml.YAMLError):
-        began = None
+        text, began = "", None
+    if text and began is None:
+        there.append(config.name)  # of a person
+    if not there:
+        return
     if not isinstance(began, dict) or _differences({"config": began}, run):
         raise InputError(
             f"{output_dir} has {', '.join(there)}, which the run would overwrite; choose another --output_dir"
@@ -190,14 +188,14 @@ def _check_nothing_is_lost(output_dir: Path, run: dict[str, Any]) -> None:
             f"no checkpoint in {output_dir} is intact, though {sealed[-1].name} was once ({find_damage(sealed[-1])}); "
             "mend it, or delete the folder to train anew"
         )
-    logger.info("%s: the same run was cut off before its first checkpoint was sealed; it starts again", output_dir)
+    logger.info("%s: the same run was cut off before its first checkpoint was sealed; it begins again", output_dir)
 
 
 def _check_best(checkpoint: Path) -> None:
     """Raise an InputError if the best checkpoint so far, to end with, is not as it was saved."""
     state = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
     best = best_checkpoint(checkpoint, state["best_model_checkpoint"])
-    if best is not None and (damage := find_damage(best)):
+    if best not in (None, checkpoint) and (damage := find_damage(best)):
         raise InputError(
             f"{best}, the best checkpoint so far, cannot be used: {damage}. Delete {checkpoint.parent} to train anew, "
             "or end with the last weights: --load_best_model_at_end false --allow_changes load_best_model_at_end"

@@ -236,6 +236,30 @@ def argument_types(recipe) -> tuple[type, ...]:
     return tuple(getattr(recipe, name) for name in names if hasattr(recipe, name))
 
 
+def runner(recipe, model: str, files: dict[str, str], folder: Path, defaults: list[str]):
+    """Return a function that runs a recipe in process on a tiny model and tiny files; flags given later win."""
+
+    def run(*flags, output_dir=folder, data=True, **options):
+        argv = ["--model_name_or_path", model, "--output_dir", str(output_dir), "--learning_rate", "5e-3"]
+        argv += [
+            "--per_device_train_batch_size",
+            "8",
+            "--bf16",
+            "false",
+            "--use_cpu",
+            "true",
+            "--disable_tqdm",
+            "true",
+        ]
+        argv += defaults
+        if data:
+            argv += [token for split, path in files.items() for token in (f"--{split}_file", path)]
+        argv += [token for name, value in options.items() for token in (f"--{name}", str(value))]
+        return recipe.main([*argv, *flags])
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def finetune_cls():
     """The recipe as a module."""
@@ -245,25 +269,7 @@ def finetune_cls():
 @pytest.fixture
 def run_cls(finetune_cls, checkpoint, topics, tmp_path):
     """Run finetune_cls in process on the tiny model and the topic files; flags given later win."""
-
-    def run(*flags, output_dir=tmp_path / "run", data=True, **options):
-        argv = [
-            "--model_name_or_path",
-            checkpoint,
-            "--output_dir",
-            str(output_dir),
-            "--learning_rate",
-            "5e-3",
-            "--per_device_train_batch_size",
-            "8",
-        ]
-        argv += ["--max_length", "32", "--bf16", "false", "--use_cpu", "true", "--disable_tqdm", "true"]
-        if data:
-            argv += [token for split, path in topics.items() for token in (f"--{split}_file", path)]
-        argv += [token for name, value in options.items() for token in (f"--{name}", str(value))]
-        return finetune_cls.main([*argv, *flags])
-
-    return run
+    return runner(finetune_cls, checkpoint, topics, tmp_path / "run", ["--max_length", "32"])
 
 
 @pytest.fixture(scope="session")
@@ -275,17 +281,7 @@ def finetune_token_cls():
 @pytest.fixture
 def run_token_cls(finetune_token_cls, checkpoint, tagged, tmp_path):
     """Run finetune_token_cls in process on the tiny model and the tagged sentences; flags given later win."""
-
-    def run(*flags, output_dir=tmp_path / "run", data=True, **options):
-        argv = ["--model_name_or_path", checkpoint, "--output_dir", str(output_dir), "--learning_rate", "5e-3"]
-        argv += ["--per_device_train_batch_size", "8", "--max_length", "16", "--stride", "4", "--bf16", "false"]
-        argv += ["--use_cpu", "true", "--disable_tqdm", "true"]
-        if data:
-            argv += [token for split, path in tagged.items() for token in (f"--{split}_file", path)]
-        argv += [token for name, value in options.items() for token in (f"--{name}", str(value))]
-        return finetune_token_cls.main([*argv, *flags])
-
-    return run
+    return runner(finetune_token_cls, checkpoint, tagged, tmp_path / "run", ["--max_length", "16", "--stride", "4"])
 
 
 @pytest.fixture(scope="session")
@@ -297,17 +293,7 @@ def pretrain_mlm():
 @pytest.fixture
 def run_mlm(pretrain_mlm, checkpoint, corpus, tmp_path):
     """Run pretrain_mlm in process on the tiny model and the tiny corpus; flags given later win."""
-
-    def run(*flags, output_dir=tmp_path / "mlm", data=True, **options):
-        argv = ["--model_name_or_path", checkpoint, "--output_dir", str(output_dir), "--learning_rate", "5e-3"]
-        argv += ["--per_device_train_batch_size", "8", "--max_length", "32", "--bf16", "false", "--use_cpu", "true"]
-        argv += ["--disable_tqdm", "true"]
-        if data:
-            argv += [token for split, path in corpus.items() for token in (f"--{split}_file", path)]
-        argv += [token for name, value in options.items() for token in (f"--{name}", str(value))]
-        return pretrain_mlm.main([*argv, *flags])
-
-    return run
+    return runner(pretrain_mlm, checkpoint, corpus, tmp_path / "mlm", ["--max_length", "32"])
 
 
 @pytest.fixture(scope="session")
@@ -319,17 +305,13 @@ def pretrain_rtd():
 @pytest.fixture
 def run_rtd(pretrain_rtd, checkpoints, corpus, tmp_path):
     """Run pretrain_rtd in process on the tiny ELECTRA and the tiny corpus; flags given later win."""
-
-    def run(*flags, output_dir=tmp_path / "rtd", data=True, **options):
-        argv = ["--model_name_or_path", checkpoints["electra"], "--output_dir", str(output_dir)]
-        argv += ["--learning_rate", "5e-3", "--per_device_train_batch_size", "8", "--max_length", "32"]
-        argv += ["--bf16", "false", "--use_cpu", "true", "--disable_tqdm", "true", "--generator_size", "0.5"]
-        if data:
-            argv += [token for split, path in corpus.items() for token in (f"--{split}_file", path)]
-        argv += [token for name, value in options.items() for token in (f"--{name}", str(value))]
-        return pretrain_rtd.main([*argv, *flags])
-
-    return run
+    return runner(
+        pretrain_rtd,
+        checkpoints["electra"],
+        corpus,
+        tmp_path / "rtd",
+        ["--max_length", "32", "--generator_size", "0.5"],
+    )
 
 
 @pytest.fixture(scope="session")
@@ -341,17 +323,13 @@ def pretrain_sentences():
 @pytest.fixture
 def run_sentences(pretrain_sentences, checkpoint, corpus, tmp_path):
     """Run pretrain_sentences in process on the tiny model and the tiny corpus; flags given later win."""
-
-    def run(*flags, output_dir=tmp_path / "sentences", data=True, **options):
-        argv = ["--model_name_or_path", checkpoint, "--output_dir", str(output_dir), "--learning_rate", "3e-3"]
-        argv += ["--per_device_train_batch_size", "8", "--max_length", "32", "--bf16", "false", "--use_cpu", "true"]
-        argv += ["--disable_tqdm", "true"]
-        if data:
-            argv += [token for split, path in corpus.items() for token in (f"--{split}_file", path)]
-        argv += [token for name, value in options.items() for token in (f"--{name}", str(value))]
-        return pretrain_sentences.main([*argv, *flags])
-
-    return run
+    return runner(
+        pretrain_sentences,
+        checkpoint,
+        corpus,
+        tmp_path / "sentences",
+        ["--max_length", "32", "--learning_rate", "3e-3"],
+    )
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from ptft_recipes import resuming
 from ptft_recipes.checkpoints import seal_checkpoint
 from ptft_recipes.errors import InputError
+from ptft_recipes.reporting import write_yaml
 from ptft_recipes.resuming import check_same_run, claim_output_dir, identify
 
 DATA = {"fingerprint": {"train": "aa", "validation": "bb", "test": "cc"}}
@@ -75,7 +76,7 @@ def test_without_an_intact_checkpoint_the_same_run_starts_again_and_another_is_r
     (tmp_path / "checkpoint-5").mkdir()
     (tmp_path / "model.safetensors").touch()
     assert claim(tmp_path)[0] is None
-    assert "cut off before its first checkpoint was sealed; it starts again" in library_log.text
+    assert "cut off before its first checkpoint was sealed; it begins again" in library_log.text
     with pytest.raises(InputError, match=r"has checkpoint-5, model\.safetensors, which the run would overwrite"):
         claim(tmp_path, learning_rate=9.0)
     with pytest.raises(InputError, match="has no intact checkpoint"):
@@ -113,6 +114,14 @@ def test_a_run_that_went_on_in_another_folder_goes_on_there_when_it_is_cut_off(t
     assert same["id"] == run["id"] != "first"
 
 
+def test_a_run_from_elsewhere_that_was_cut_off_in_its_first_save_begins_from_there_again(tmp_path):
+    start = seal(tmp_path / "first", 10)
+    assert claim(tmp_path / "second", str(start))[0] == str(start)
+    (tmp_path / "second" / "checkpoint-15").mkdir()
+    write_yaml(tmp_path / "second" / "config.yaml", describe()["config"])
+    assert claim(tmp_path / "second", str(start))[0] == str(start), "and not from the very beginning"
+
+
 def test_going_on_from_elsewhere_does_not_overwrite_another_run(tmp_path):
     start = seal(tmp_path / "first", 10)
     seal(tmp_path / "second", 5, seed=7)
@@ -128,7 +137,7 @@ def test_going_on_from_elsewhere_does_not_overwrite_another_run(tmp_path):
 
 def test_a_configuration_that_no_run_wrote_is_not_overwritten(tmp_path):
     (tmp_path / "config.yaml").write_text("# mine\nseed: 1\n")
-    with pytest.raises(InputError, match=r"has a config\.yaml that no run wrote"):
+    with pytest.raises(InputError, match=r"has config\.yaml, which the run would overwrite"):
         claim(tmp_path)
     assert (tmp_path / "config.yaml").read_text().startswith("# mine")
 

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import json
 import math
-import os
 import random
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 from conftest import tiny_config
 from peft import LoraConfig, get_peft_model
-from reliability.broken_data import BYTES
+from reliability.broken_data import BYTES, put_elsewhere
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
@@ -122,19 +121,6 @@ def make_adapter(seed: int, folder: Path, base) -> AdapterCase:
         else:
             save_file(_change(rng, load_file(weights), case), weights)
     return case
-
-
-def put_elsewhere(path: Path, how: str) -> None:
-    """Put something else where a file was."""
-    path.unlink(missing_ok=True)
-    if how == "directory":
-        path.mkdir()
-    elif how == "fifo":
-        os.mkfifo(path)
-    elif how == "loop":
-        path.symlink_to(path)
-    elif how == "device":
-        path.symlink_to("/dev/zero")
 
 
 def _change(rng, tensors: dict, case: AdapterCase) -> dict:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import yaml
 from conftest import ROOT
-from reliability.broken_adapters import PLACES, put_elsewhere
+from reliability.broken_adapters import PLACES
+from reliability.broken_data import put_elsewhere
 
 VALUES = [
     "3", "-1", "0", "1e-3", "1e999", "-1e999", "nan", ".nan", "inf", "-.inf", "010", "0o10", "0x1F", "0b11",

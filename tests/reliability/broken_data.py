@@ -454,6 +454,19 @@ def make_case(kind: str, seed: int, folder: Path) -> DataCase:
     return case
 
 
+def put_elsewhere(path: Path, how: str) -> None:
+    """Put something else where a file was."""
+    path.unlink(missing_ok=True)
+    if how == "directory":
+        path.mkdir()
+    elif how == "fifo":
+        os.mkfifo(path)
+    elif how == "loop":
+        path.symlink_to(path)
+    elif how == "device":
+        path.symlink_to("/dev/zero")
+
+
 def make_place(seed: int, folder: Path) -> DataCase:
     """Put something else where a data file belongs."""
     rng = random.Random(f"place {seed}")
@@ -463,21 +476,14 @@ def make_place(seed: int, folder: Path) -> DataCase:
     data = WRITERS[suffix](rng, rows)
     how = PLACES[seed % len(PLACES)]
     case.done, case.valid = [how], how in ("dots", "link", "odd name")
-    if how == "directory":
-        path.mkdir()
-    elif how == "fifo":
-        os.mkfifo(path)
-    elif how == "loop":
-        path.symlink_to(path)
-    elif how == "dangling":
+    put_elsewhere(path, how)
+    if how == "dangling":
         path.symlink_to(folder / "nowhere")
     elif how == "link":
         (folder / "there").write_bytes(data)
         path.symlink_to(folder / "there")
     elif how == "input/output error":
         path.symlink_to("/proc/self/mem")  # a regular file whose first page cannot be read, for root either
-    elif how == "device":
-        path.symlink_to("/dev/zero")
     elif how == "long name":
         case.path = folder / f"{'x' * 5000}{suffix}"
     elif how == "nul":
