@@ -212,11 +212,14 @@ def parse_args(
         # every process of torchrun train on its own.
         launched_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
         namespace.use_cpu = namespace.use_cpu or launched_for_cpu or not _has_accelerator()
+        stock = getattr(namespace, "stock", False)
         launched_with = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         if namespace.bf16 is None and not namespace.fp16 and launched_with != "no":
             namespace.bf16, namespace.fp16 = launched_with == "bf16", launched_with == "fp16"
         elif namespace.bf16 is None:
-            namespace.bf16 = not namespace.fp16 and has_native_bf16(namespace.use_cpu)
+            namespace.bf16 = not (namespace.fp16 or stock) and has_native_bf16(namespace.use_cpu)
+        if stock and namespace.train_sampling_strategy == "group_by_length":
+            namespace.train_sampling_strategy = "random"
     values = vars(namespace)
     try:
         check_processes(values.get("use_cpu", False))

@@ -52,6 +52,7 @@ class GeneratorAndDiscriminator(ElectraPreTrainedModel):
 
     def __init__(self, generator: PreTrainedModel, discriminator: ElectraForPreTraining):  # noqa: D107
         super().__init__(discriminator.config)
+        self.stock = False  # True computes the generator's head at every position
         self.generator, self.discriminator = generator, discriminator
 
     def get_input_embeddings(self):
@@ -71,7 +72,7 @@ class GeneratorAndDiscriminator(ElectraPreTrainedModel):
         Sampling passes no gradient on: the generator learns from its own loss alone.
         """
         hidden = draws >= 0
-        with only_at(self.generator, hidden):
+        with only_at(self.generator, hidden, sparse=not self.stock):
             generator_logits = self.generator(input_ids=input_ids, attention_mask=attention_mask).logits
         corrupted = original_ids.clone()
         corrupted[hidden] = sample_tokens(generator_logits, draws[hidden])

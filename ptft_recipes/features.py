@@ -19,6 +19,7 @@ def cache_features(
     dataset: DatasetDict,
     tokenizer: PreTrainedTokenizerBase,
     training_args: TrainingArguments,
+    stock: bool = False,
 ) -> DatasetDict:
     """Replace the tokens of every row by the vector that the head reads, where no weight of the body moves.
 
@@ -30,6 +31,7 @@ def cache_features(
         dataset: Splits with the columns of the tokenizer.
         tokenizer: For padding.
         training_args: For batch size, device and precision.
+        stock: Leave the rows as they are.
 
     Returns:
         The splits with the column `inputs_embeds` `[1, hidden]` in the place of the tokens. They are returned as they
@@ -37,7 +39,7 @@ def cache_features(
     """
     body, collate = model.base_model, DataCollatorWithPadding(tokenizer)
     moving = {name.split(".")[0] for name, parameter in body.named_parameters() if parameter.requires_grad}
-    if body is model or moving - {"pooler"}:
+    if stock or body is model or moving - {"pooler"}:
         return dataset
     moving_pooler = bool(moving)
     model.to(training_args.device).eval()

@@ -45,6 +45,9 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "eager, sdpa, flash_attention_2, ...; the model's own choice when not given"}
     )
+    stock: bool = field(
+        default=False, metadata={"help": "train as plain transformers does, slowly: for comparison, and for doubt"}
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "run the Python code that the model brings"})
     allow_changes: list[str] = field(
         default_factory=list, metadata={"help": "arguments that may differ from the run that is resumed"}

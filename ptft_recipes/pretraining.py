@@ -133,7 +133,8 @@ class MaskedLMTrainer(BlockTrainer):
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         """Compute the loss as RecipeTrainer does, with the head at masked positions only."""
-        with only_at(self.accelerator.unwrap_model(model, keep_fp32_wrapper=True), inputs["labels"] != -100):
+        plain_model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
+        with only_at(plain_model, inputs["labels"] != -100, sparse=not self.stock):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _first_rows(self, outputs, labels, rows):

@@ -154,6 +154,7 @@ class ReplacedTokenTrainer(TwoLossTrainer):
             preprocess_logits_for_metrics=detection_statistics,
             **kwargs,
         )
+        self.model.stock = self.stock
 
     def count_items(self, batch) -> torch.Tensor:
         """Return the hidden tokens and the scored tokens of a batch, `[2]`."""

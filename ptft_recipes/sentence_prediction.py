@@ -129,6 +129,7 @@ class SentencePairTrainer(TwoLossTrainer):
     def run_model(self, model, inputs):
         """Return a `SentencePairOutput`, and the labels of the hidden tokens."""
         labels, sentence_labels = inputs.pop("labels"), inputs.pop("sentence_labels")
-        with only_at(self.accelerator.unwrap_model(model, keep_fp32_wrapper=True), labels != -100):
+        plain_model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
+        with only_at(plain_model, labels != -100, sparse=not self.stock):
             logits, sentence_logits = model(**inputs).to_tuple()[:2]
         return SentencePairOutput(logits, sentence_logits, sentence_labels), labels

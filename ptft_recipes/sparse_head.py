@@ -14,7 +14,7 @@ def model_body(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def only_at(model: nn.Module, positions: torch.Tensor) -> Iterator[None]:
+def only_at(model: nn.Module, positions: torch.Tensor, sparse: bool = True) -> Iterator[None]:
     """Within the block, let a masked language model compute its head at some positions only.
 
     `logits` are then `[positions, vocabulary]`, in the order of `positions.nonzero()`. The head of every
@@ -25,6 +25,7 @@ def only_at(model: nn.Module, positions: torch.Tensor) -> Iterator[None]:
     Args:
         model: An `XxxForMaskedLM`, or one that PEFT has wrapped; not inside DistributedDataParallel.
         positions: `[batch, length]` bool.
+        sparse: False computes the head at all positions, as the model does, and selects afterwards.
 
     Raises:
         ValueError: The body's output is of another shape, as with methods that put virtual tokens before the text.
@@ -39,7 +40,13 @@ def only_at(model: nn.Module, positions: torch.Tensor) -> Iterator[None]:
         outputs["last_hidden_state"] = hidden[positions]
         return outputs
 
-    handle = model_body(model).register_forward_hook(select)
+    def select_logits(module, inputs, outputs):
+        for name, values in outputs.items():
+            if values.shape[:2] == positions.shape:
+                outputs[name] = values[positions]
+        return outputs
+
+    handle = model_body(model).register_forward_hook(select) if sparse else model.register_forward_hook(select_logits)
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ from transformers.trainer_pt_utils import nested_concat
 from transformers.trainer_utils import set_seed
 
 from ptft_recipes import features
-from ptft_recipes.acceleration import LengthGroupedSampler
+from ptft_recipes.acceleration import LengthGroupedSampler, take_fast_path
 from ptft_recipes.adapters import AdaLoraCallback
 from ptft_recipes.errors import InputError, nearest
 from ptft_recipes.hub import check_login
@@ -83,6 +83,7 @@ def start_run(
     set_seed(training_args.seed)
     config = config | ({"from_scratch": True} if model_args.from_scratch else {})  # also where there are no others
     run = describe_environment(recipe, training_args) | {"base_model": base_model_name(model_args), "config": config}
+    run["stock"] = model_args.stock
     logger.info("run: {recipe}, seed {seed}, {processes} process(es), {hardware}, {precision}".format_map(run))
     claim_output_dir(training_args, run, model_args.allow_changes)
     return run
@@ -120,6 +121,11 @@ class RecipeTrainer(SealedTrainer):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        self.stock = (self.run or {}).get("stock", False)
+        if self.stock:
+            logger.info("stock path, by --stock: what plain transformers does")
+        else:
+            logger.info("fast path: %s (--stock: without)", ", ".join(take_fast_path(self.model, self.args)))
         self.tuning_args = tuning_args or TuningArguments()
         self.push_at_end, self.args.push_to_hub = self.args.push_to_hub, False
         self.parameter_counts = count_parameters(self.model)  # of the training, whatever becomes of the model later
@@ -140,7 +146,7 @@ class RecipeTrainer(SealedTrainer):
         self.step_times = StepTimeCallback()
         self.add_callback(self.step_times)
         self._eval_loss, self._eval_items = 0.0, 0
-        if self.eval_dataset is not None and "length" in self.eval_dataset.column_names:
+        if self.eval_dataset is not None and "length" in self.eval_dataset.column_names and not self.stock:
             self.eval_dataset = self.eval_dataset.select(_longest_first(self.eval_dataset))
 
     def _apply_training_options(self, new_modules: Sequence[str]) -> None:
@@ -188,7 +194,7 @@ class RecipeTrainer(SealedTrainer):
 
     def predict(self, test_dataset, *args, **kwargs):
         """Predict, longest rows first, and return predictions and labels in the order of the data set."""
-        if "length" not in test_dataset.column_names:
+        if "length" not in test_dataset.column_names or self.stock:
             return super().predict(test_dataset, *args, **kwargs)
         order = _longest_first(test_dataset)
         output = super().predict(test_dataset.select(order), *args, **kwargs)

@@ -94,7 +94,7 @@ def main(argv=None):
     # 3. Model: pre-trained body, new head, and which weights may move.
     model, new_modules = load_model(AutoModelForSequenceClassification, model_args, tokenizer, **task)
     model = apply_tuning(model, tuning_args, "SEQ_CLS", new_modules)
-    dataset = cache_features(model, dataset, tokenizer, training_args)  # if the body does not move
+    dataset = cache_features(model, dataset, tokenizer, training_args, model_args.stock)
 
     # 4. Train.
     metrics = partial(classification_metrics, **task)
