@@ -1,5 +1,8 @@
 """How many processes run, and what the hardware computes in natively: detected, not assumed."""
 
+import ctypes
+import subprocess
+import sys
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -8,6 +11,7 @@ import torch
 
 from ptft_recipes import cli
 from ptft_recipes.acceleration import LengthGroupedSampler, check_processes, has_native_bf16
+from ptft_recipes.cpu_kernels import use_cpu_kernels
 from ptft_recipes.errors import InputError
 
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no"}
@@ -135,3 +139,42 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert order(1, 0) == order(1, 0)
     assert order(1, 1) == order(1, 1) != order(1, 0)
     assert order(2, 0) != order(1, 0)
+
+
+def test_the_fast_path_is_said_and_stock_turns_all_of_it_off(run_cls, library_log, tmp_path):
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ptft_recipes.training.configure_logging", lambda arguments: None)
+        patch.setattr("ptft_recipes.acceleration.use_cpu_kernels", lambda model: seen.append(use_cpu_kernels(model)))
+        fast = run_cls(max_steps=1, tuning="linear_probe")
+        assert "fast path: fp32, batches by length, dropout and attention kernels for CPUs" in library_log.text
+        assert len(seen) == 1
+        library_log.clear()
+        stock = run_cls("--stock", max_steps=1, output_dir=tmp_path / "stock")
+    assert len(seen) == 1
+    assert "stock path, by --stock" in library_log.text
+    assert (fast["run"]["stock"], stock["run"]["stock"]) == (False, True)
+
+
+@pytest.mark.parametrize("flags", [[], ["--bf16", "true"]])
+def test_stock_means_float32_and_random_batches_unless_it_is_asked_for(flags, monkeypatch, finetune_cls):
+    monkeypatch.setattr(cli, "has_native_bf16", lambda use_cpu=False: True)
+    types = (finetune_cls.ModelArguments, finetune_cls.DataArguments, finetune_cls.TrainingArguments)
+    fast = cli.parse_args(types, finetune_cls.DEFAULTS, flags)[2]
+    assert (fast.bf16, fast.train_sampling_strategy) == (True, "group_by_length")
+    stock = cli.parse_args(types, finetune_cls.DEFAULTS, ["--stock", *flags])[2]
+    assert (stock.bf16, stock.train_sampling_strategy) == (bool(flags), "random")
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="glibc")
+def test_freed_memory_is_kept():
+    code = """
+import resource, sys, torch
+from ptft_recipes.acceleration import keep_freed_memory
+assert sys.argv[1] == "0" or keep_freed_memory()
+for _ in range(12):
+    torch.zeros(2**25)  # 128 MiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+    faults = [int(subprocess.check_output([sys.executable, "-c", code, keep])) for keep in "01"]
+    assert faults[0] - faults[1] > 5 * 2**15, "pages of 4 KiB"

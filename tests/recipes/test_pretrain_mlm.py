@@ -310,3 +310,11 @@ def test_a_model_without_a_masked_language_model_is_refused(run_mlm, tmp_path, t
     tokenizer.save_pretrained(tmp_path / "gpt")
     with pytest.raises(InputError, match=r"cannot load AutoModelForMaskedLM .*\.GPT2Config"):
         run_mlm(model_name_or_path=tmp_path / "gpt")
+
+
+def test_stock_scores_the_same(run_mlm, tmp_path):
+    fast = run_mlm(max_steps=1, learning_rate=0)
+    stock = run_mlm("--stock", max_steps=1, learning_rate=0, output_dir=tmp_path / "stock")
+    assert stock["run"]["stock"]
+    for name, score in fast["metrics"].items():
+        assert stock["metrics"][name]["value"] == pytest.approx(score["value"], rel=1e-4), name

@@ -166,3 +166,11 @@ def test_a_model_that_is_not_electra_is_refused_before_compute(run_rtd, checkpoi
     with pytest.raises(InputError, match="is of type bert; replaced-token detection needs an ELECTRA"):
         run_rtd(model_name_or_path=checkpoint)
     assert nothing_written(tmp_path / "rtd")
+
+
+def test_stock_scores_the_same(run_rtd, tmp_path):
+    fast = run_rtd(max_steps=1, learning_rate=0)
+    stock = run_rtd("--stock", max_steps=1, learning_rate=0, output_dir=tmp_path / "stock")
+    assert stock["run"]["stock"]
+    for name, score in fast["metrics"].items():
+        assert stock["metrics"][name]["value"] == pytest.approx(score["value"], rel=1e-4), name

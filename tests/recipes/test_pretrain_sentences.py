@@ -88,3 +88,11 @@ def test_a_model_without_a_sentence_head_is_refused_before_compute(run_sentences
     with pytest.raises(InputError, match="RobertaForMaskedLM has no head for pairs of sentences"):
         run_sentences(model_name_or_path=checkpoints["roberta"])
     assert nothing_written(tmp_path / "sentences")
+
+
+def test_stock_scores_the_same(run_sentences, tmp_path):
+    fast = run_sentences(max_steps=1, learning_rate=0)
+    stock = run_sentences("--stock", max_steps=1, learning_rate=0, output_dir=tmp_path / "stock")
+    assert stock["run"]["stock"]
+    for name, score in fast["metrics"].items():
+        assert stock["metrics"][name]["value"] == pytest.approx(score["value"], rel=1e-4), name
