@@ -159,7 +159,7 @@ def flop_per_token(job: dict, source: str, fill: float) -> float:
     return 6 * weights + 12 * layers * hidden * job["length"] * fill
 
 
-def measure(name: str, workload: dict, turns: int, files: dict, folder: Path, peak: dict) -> list[dict]:
+def measure(name: str, workload: dict, turns: int, files: dict, folder: Path) -> list[dict]:
     """Let the contenders of a workload take turns, and return a row for each of them."""
     job = {"task": workload["task"], "length": workload["length"], "batch": workload["batch"]}
     job |= {"evaluate": workload.get("evaluate", False), "bf16": has_native_bf16()}
@@ -178,8 +178,10 @@ def measure(name: str, workload: dict, turns: int, files: dict, folder: Path, pe
         contenders.append(Contender(place, who, job | {"who": who, "flags": own, "files": own_files}))
     for contender, steps in zip(contenders, workload["steps"], strict=True):
         contender.turn(steps)  # warm
-    reports = {contender.name: [] for contender in contenders}
+    gemm = Contender(Path(tempfile.mkdtemp(dir=folder)), "gemm", {"who": "gemm"})
+    reports, peaks = {contender.name: [] for contender in contenders}, []
     for turn in range(turns):
+        peaks.append(gemm.turn(1))
         for contender, steps in zip(contenders, workload["steps"], strict=True):
             reports[contender.name].append(contender.turn(steps))
         print(f"\r{name}: turn {turn + 1} of {turns}", end="", file=sys.stderr, flush=True)
@@ -192,10 +194,9 @@ def measure(name: str, workload: dict, turns: int, files: dict, folder: Path, pe
         row |= {"seconds_to_first_step": contender.first["since_start"], "peak_gib": done[-1]["peak_gib"]}
         if any(tokens) and not workload.get("flags") and not job["evaluate"]:
             fill = statistics.mean(r["tokens"] / r["rows"] for r in done) / job["length"]
-            half = contender.name != "defaults" and job["bf16"]
-            row["mfu"] = (
-                statistics.median(tokens) * flop_per_token(job, job["model"], fill) / peak["bf16" if half else "fp32"]
-            )
+            kind = "tokens" if contender.name != "defaults" and job["bf16"] else "rows"
+            flop = flop_per_token(job, job["model"], fill)
+            row["mfu"] = [flop * rate / peak[kind] for rate, peak in zip(tokens, peaks, strict=True)]
         rows.append(row)
         contender.stop()
     for row in rows:
@@ -203,8 +204,12 @@ def measure(name: str, workload: dict, turns: int, files: dict, folder: Path, pe
         for other in rows:
             pairs = zip(row["samples_per_second"], other["samples_per_second"], strict=True)
             row[f"times_{other['contender']}"] = [mine / theirs for mine, theirs in pairs]
+    gemm.stop()
     print(file=sys.stderr)
-    return rows
+    peak = {
+        kind: statistics.median(report[of] for report in peaks) for kind, of in (("bf16", "tokens"), ("fp32", "rows"))
+    }
+    return [row | {"gemm_peak": peak} for row in rows]
 
 
 def format_table(rows: list[dict]) -> str:
@@ -230,7 +235,11 @@ def format_table(rows: list[dict]) -> str:
         tokens = statistics.median(row["tokens_per_second"])
         times = [spread(row[key]) if key in row else "" for key in ("times_defaults", "times_flags")]
         cells = [row["workload"], row["contender"], f"{statistics.median(row['samples_per_second']):.1f}"]
-        cells += [f"{tokens:,.0f}" if tokens else "", *times, f"{row['mfu']:.0%}" if "mfu" in row else ""]
+        cells += [
+            f"{tokens:,.0f}" if tokens else "",
+            *times,
+            f"{statistics.median(row['mfu']):.0%}" if "mfu" in row else "",
+        ]
         cells += [f"{row['seconds_to_first_step']:.1f} s", f"{row['peak_gib']:.1f} GiB"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -257,14 +266,6 @@ def measure_tokenization(folder: Path) -> dict[str, float]:
 def tokenize_rows(rows, tokenizer):
     """Tokenize a batch of rows as the recipes do."""
     return tokenize(tokenizer, rows["text"], max_length=128)
-
-
-def measure_peak(folder: Path) -> dict[str, float]:
-    """Measure the FLOP per second of matrix products, in a process like the contenders'."""
-    gemm = Contender(Path(tempfile.mkdtemp(dir=folder)), "gemm", {"who": "gemm"})
-    report = gemm.turn(1)
-    gemm.stop()
-    return {"bf16": report["tokens"], "fp32": report["rows"]}
 
 
 def describe(rows: list[dict], tokenization: dict[str, float], turns: int) -> list[str]:
@@ -301,9 +302,8 @@ def main() -> None:
         tokenization = measure_tokenization(folder)
         files = write_data(folder)
         for workload in args.workloads:
-            peak = measure_peak(folder)
-            new = measure(workload, (WORKLOADS | GROWTH)[workload], args.turns, files, folder, peak)
-            rows += [row | {"gemm_peak": peak} for row in new]
+            new = measure(workload, (WORKLOADS | GROWTH)[workload], args.turns, files, folder)
+            rows += new
             print(format_table(new), flush=True)
             notes = describe(rows, tokenization, args.turns) if workload == args.workloads[-1] else []
             if args.output:  # after each workload: what was measured is kept

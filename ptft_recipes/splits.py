@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from ptft_recipes.caching import keep_on_disk
 from ptft_recipes.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def complete_splits(
     report["overlap_with_train"] = _overlap(splits, text_columns)
     report["fingerprint"] = {split: _fingerprint(splits[split]) for split in SPLITS}
     _log(report, unlabelled="label_names" in report and "labels" not in splits["test"].column_names)
-    return DatasetDict({split: splits[split] for split in SPLITS}), report
+    return DatasetDict({split: keep_on_disk(splits[split]) for split in SPLITS}), report
 
 
 def _cut_missing(splits: dict[str, Dataset], has_labels: bool) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Tiny tokenizers, checkpoints and data sets, built offline from seeds once per session."""
 
+import atexit
 import csv
 import importlib.util
 import logging
@@ -7,17 +8,20 @@ import os
 import random
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 # Before the Hugging Face libraries read them: no test may reach the network by accident.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp()
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 ROOT = Path(__file__).parents[1]
 TOPICS = {
     "sports": ["match", "goal", "team", "coach", "season", "player"],
