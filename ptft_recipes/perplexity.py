@@ -1,5 +1,7 @@
 """Perplexity under masked language modelling: exact sums per row, intervals over documents."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -67,11 +69,29 @@ def pseudo_perplexity(
 
     Source: Salazar et al., Masked Language Model Scoring (2020), sections 2 and 3.
     """
-    encoded = tokenizer(sentence, return_special_tokens_mask=True, return_tensors="pt").to(model.device)
-    ids, special = encoded["input_ids"][0], encoded["special_tokens_mask"][0]
-    places = (special == 0).nonzero()[:, 0]
+    ids = tokenizer(sentence)["input_ids"]
+    loss, tokens = pseudo_log_likelihood(model, tokenizer, ids, batch_size)
+    if not tokens or len(ids) > tokenizer.model_max_length:
+        raise ValueError(f"{tokens} tokens to score; between 1 and {tokenizer.model_max_length} are needed")
+    return float(np.exp(loss / tokens))
+
+
+def pseudo_log_likelihood(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int], batch_size: int = 32
+) -> tuple[float, int]:
+    """Return the summed negative log-likelihood of tokens, each masked alone, and their number, special ones left out.
+
+    Args:
+        model: A masked language model.
+        tokenizer: Its tokenizer.
+        input_ids: `[length]`, a whole input of the model.
+        batch_size: Copies of the input that the model reads at once.
+    """
+    ids = torch.tensor(input_ids, device=model.device)
+    special = torch.tensor(tokenizer.get_special_tokens_mask(input_ids, already_has_special_tokens=True))
+    places = (special == 0).nonzero()[:, 0].to(model.device)
     if not len(places) or len(ids) > tokenizer.model_max_length:
-        raise ValueError(f"{len(places)} tokens to score; between 1 and {tokenizer.model_max_length} are needed")
+        return 0.0, len(places)
     was_training, total = model.training, 0.0
     model.eval()
     with torch.no_grad():
@@ -82,4 +102,4 @@ def pseudo_perplexity(
             logits = model(input_ids=copies, attention_mask=torch.ones_like(copies)).logits[rows, some]
             total += F.cross_entropy(logits.float(), ids[some], reduction="sum").item()
     model.train(was_training)
-    return float(np.exp(total / len(places)))
+    return total, len(places)
