@@ -37,6 +37,8 @@ from ptft_recipes.tuning import count_parameters
 
 logger = logging.getLogger(__name__)
 
+RESAMPLES = 1000
+
 
 @dataclass
 class EvaluationArguments:
@@ -102,31 +104,38 @@ def evaluate_slices(predicted: Predicted, rows: Dataset, columns: Sequence[str],
     return found
 
 
-def evaluate_probabilities(predicted: Predicted, labels: dict[str, Any], groups, output_dir: Path) -> dict[str, dict]:
-    """Score the calibration of a classifier, and draw its reliability diagram and confusion matrix."""
-    problem_type, prediction = labels["problem_type"], predicted.prediction
-    scores = probabilities(prediction.predictions, problem_type)
-    if problem_type == SINGLE:
-        names = labels["label_names"]
-        counts = confusion_matrix(scores.argmax(axis=1), prediction.label_ids, len(names))
-        plot_confusion_matrix(counts, names, output_dir / "plots" / "confusion_matrix.png")
-    curve = reliability_curve(*confidence_and_truth(scores, prediction.label_ids, problem_type))
-    plot_reliability({"as it is": curve}, output_dir / "plots" / "reliability.png")
-    found = with_intervals(partial(calibration_metrics, problem_type=problem_type), prediction, groups)
+def evaluate_probabilities(predicted: Predicted, labels: dict[str, Any], groups) -> dict[str, dict]:
+    """Score the calibration of a classifier."""
+    metrics = partial(calibration_metrics, problem_type=labels["problem_type"])
+    found = with_intervals(metrics, predicted.prediction, groups)
     _log("calibration", found)
     return found
 
 
-def fit_on_validation(
-    validation: Predicted, predicted: Predicted, labels: dict[str, Any], groups, output_dir: Path
-) -> dict[str, Any]:
+def draw_probabilities(
+    predicted: Predicted, labels: dict[str, Any], fitted: dict[str, Any] | None, output_dir: Path
+) -> None:
+    """Draw the reliability diagram of a classifier, also with its temperature, and the confusion matrix."""
+    (problem_type, names), prediction = labels.values(), predicted.prediction
+    scores, curves = probabilities(prediction.predictions, problem_type), {}
+    for temperature in (1.0, *([fitted["temperature"]] if fitted else [])):
+        scaled = probabilities(prediction.predictions / temperature, problem_type)
+        claims = confidence_and_truth(scaled, prediction.label_ids, problem_type)
+        curves[f"temperature {temperature:.2f}"] = reliability_curve(*claims)
+    plot_reliability(curves, output_dir / "plots" / "reliability.png")
+    if problem_type == SINGLE:
+        counts = confusion_matrix(scores.argmax(axis=1), prediction.label_ids, len(names))
+        plot_confusion_matrix(counts, names, output_dir / "plots" / "confusion_matrix.png")
+
+
+def fit_on_validation(validation: Predicted, predicted: Predicted, labels: dict[str, Any], groups) -> dict[str, Any]:
     """Fit a temperature and, where a decision is one of two, thresholds on validation; score them on the split.
 
     Returns:
         `temperature`, and `calibration` with it; `thresholds` per label, and for the `metrics` with them
         `{"value", "ci95", "n", "difference": {"value", "ci95", "p_value"}}`, the difference to the scores at 0.5.
     """
-    problem_type, names = labels["problem_type"], labels["label_names"]
+    problem_type, names = labels.values()
     logits, gold = validation.prediction.predictions, validation.prediction.label_ids
     theirs, rows = predicted.prediction.predictions, predicted.prediction.label_ids
     temperature = fit_temperature(logits, gold, problem_type)
@@ -135,11 +144,6 @@ def fit_on_validation(
     found: dict[str, Any] = {"temperature": temperature, "calibration": calibrated}
     logger.info("temperature %.3f, from %d validation rows", temperature, len(gold))
     _log("calibration with it", calibrated)
-    curves = {
-        name: reliability_curve(*confidence_and_truth(probabilities(some, problem_type), rows, problem_type))
-        for name, some in (("as it is", theirs), (f"temperature {temperature:.2f}", scaled.predictions))
-    }
-    plot_reliability(curves, output_dir / "plots" / "reliability.png")
     if problem_type == MULTI or len(names) == 2:
         thresholds = fit_thresholds(logits, gold, problem_type)
         decided = names if problem_type == MULTI else names[1:]
@@ -191,7 +195,7 @@ def _compare(predicted: Predicted, changed: EvalPrediction, groups) -> dict[str,
         return {name: v for name, v in predicted.metrics(both, weights=weights).items() if "/" not in name}
 
     scores = with_intervals(predicted.metrics, changed, groups)
-    compared = paired_bootstrap(overall, len(changed.label_ids), resamples=1000, groups=groups)
+    compared = paired_bootstrap(overall, len(changed.label_ids), RESAMPLES, groups=groups)
     return {
         name: scores[name] | {"difference": {"value": d.value, "ci95": d.interval, "p_value": d.p_value}}
         for name, d in compared.items()

@@ -68,11 +68,17 @@ def recorded_options(argv: Sequence[str], default: str, dataclass_type: type) ->
     if not os.path.isfile(path):
         return {}
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # every scalar as it is written
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        # The node tree keeps every scalar as it was written, and makes no objects.
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read: {one_line(error)}") from None
     names = {field.name for field in dataclasses.fields(dataclass_type)}
-    return {name: value for name, value in config.items() if name in names} if isinstance(config, dict) else {}
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    return {
+        key.value: value.value if isinstance(value, yaml.ScalarNode) else [item.value for item in value.value]
+        for key, value in pairs
+        if key.value in names and isinstance(value, yaml.ScalarNode | yaml.SequenceNode)
+    }
 
 
 def read_checkpoint(model_args: ModelArguments) -> TrainedCheckpoint:
@@ -93,10 +99,14 @@ def read_checkpoint(model_args: ModelArguments) -> TrainedCheckpoint:
         hint = f"; it has {inside[-1]}, a checkpoint of a run that was not finished" if inside else ""
         raise InputError(f"{name}: the folder has no config.json and no adapter_config.json{hint}")
     adapter = base = None
-    if find_adapter_config_file(source, revision=revision):
-        adapter = source
-        if not os.path.isdir(source):
-            adapter = snapshot_download(name, revision=revision, allow_patterns=ADAPTER_FILES)
+    try:
+        if find_adapter_config_file(source, revision=revision):
+            adapter = source
+            if not os.path.isdir(source):
+                adapter = snapshot_download(name, revision=revision, allow_patterns=ADAPTER_FILES)
+    except (OSError, ValueError) as error:  # the client's errors are of these kinds
+        raise InputError(f"{name} is no folder here, and the Hub did not give it: {one_line(error)}") from error
+    if adapter:
         if not (Path(adapter) / "config.json").exists():
             raise InputError(f"{name}: beside the adapter there is no config.json, which would name its labels")
         peft_config = PeftConfig.from_pretrained(adapter)

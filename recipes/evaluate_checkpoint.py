@@ -24,6 +24,7 @@ from transformers import TrainingArguments
 from ptft_recipes.checkpoint_report import (
     EvaluationArguments,
     check_evaluation,
+    draw_probabilities,
     evaluate_probabilities,
     evaluate_pseudo_perplexity,
     evaluate_robustness,
@@ -96,10 +97,11 @@ def main(argv=None):
         if checkpoint.problem_type:
             write_surest_mistakes(predicted, rows, task, output_dir)
         if checkpoint.problem_type not in (None, "regression"):
-            found["calibration"] = evaluate_probabilities(predicted, task.labels, groups, output_dir)
-        if evaluation_args.fit_on_validation:
-            validation = task.predict(trainer, raw["validation"])
-            found["fitted"] = fit_on_validation(validation, predicted, task.labels, groups, output_dir)
+            found["calibration"] = evaluate_probabilities(predicted, task.labels, groups)
+            if evaluation_args.fit_on_validation:
+                validation = task.predict(trainer, raw["validation"])
+                found["fitted"] = fit_on_validation(validation, predicted, task.labels, groups)
+            draw_probabilities(predicted, task.labels, found.get("fitted"), output_dir)
         if names := evaluation_args.perturbations:
             found["robustness"] = evaluate_robustness(
                 task, trainer, rows, predicted, names, training_args.seed, groups
