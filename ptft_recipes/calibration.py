@@ -23,10 +23,10 @@ def calibration_metrics(
 
     Returns:
         `ece`, the expected calibration error: the mean distance between confidence and accuracy over bins of
-        confidence; `brier`, the mean squared error of the probabilities, summed over labels (of two labels that of the
-        second, as scikit-learn has it; of several labels per example the mean over labels); `nll`, the mean negative
-        log-likelihood in nats. Confidence is the probability of the predicted label; of several labels per example
-        that of each label, whether it is predicted or not.
+        confidence, which chance makes larger in a sample than it is; `brier`, the mean squared error of the
+        probabilities, summed over labels (of two labels that of the second, as scikit-learn has it; of several labels
+        per example the mean over labels); `nll`, the mean negative log-likelihood in nats. Confidence is the
+        probability of the predicted label; of several labels per example that of each label, predicted or not.
 
     Source: Guo et al., On Calibration of Modern Neural Networks (2017), section 2; Brier, Verification of Forecasts
     Expressed in Terms of Probability (1950).

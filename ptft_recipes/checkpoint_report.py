@@ -94,10 +94,10 @@ def check_evaluation(arguments: EvaluationArguments, task, raw: DatasetDict) -> 
 def evaluate_slices(predicted: Predicted, rows: Dataset, columns: Sequence[str], groups) -> dict[str, dict]:
     """Score the rows by quarters of their length, and by the values of columns."""
     score = partial(with_intervals, predicted.metrics)
-    parts = [slice_by_quartile(predicted.lengths, "length"), *(slice_by_value(rows[c][:], c) for c in columns)]
-    found = {}
-    for slices in parts:
-        found |= score_slices(score, predicted.prediction, slices, groups)
+    slices = slice_by_quartile(predicted.lengths, "length")
+    for column in columns:
+        slices |= slice_by_value(rows[column][:], column)
+    found = score_slices(score, predicted.prediction, slices, groups)
     for name, scores in found.items():
         line = "  ".join(f"{metric} {format_score(score)}" for metric, score in list(scores.items())[:3])
         logger.info("  %-32s %6d rows  %s", name[:32], next(iter(scores.values()))["n"], line)

@@ -9,11 +9,11 @@ import numpy as np
 MOST_VALUES = 20  # of a column; the rarer ones are put together
 
 
-def slice_by_quartile(numbers: Sequence[float], name: str) -> list[str]:
-    """Return for each row in which quarter of the numbers it is.
+def slice_by_quartile(numbers: Sequence[float], name: str) -> dict[str, np.ndarray]:
+    """Return the rows of each quarter of the numbers, the lowest first; equal numbers stay together.
 
-    >>> slice_by_quartile([1, 2, 3, 4], "length")
-    ['length 1', 'length 2', 'length 3', 'length 4']
+    >>> slice_by_quartile([7, 1, 1, 9], "length")
+    {'length 1': array([1, 2]), 'length 7': array([0]), 'length 9': array([3])}
 
     Args:
         numbers: `[rows]`, e.g. tokens per row.
@@ -21,32 +21,37 @@ def slice_by_quartile(numbers: Sequence[float], name: str) -> list[str]:
     """
     numbers = np.asarray(numbers)
     place = np.searchsorted(np.unique(np.quantile(numbers, [0.25, 0.5, 0.75], method="lower")), numbers)
-    ends = {k: (numbers[place == k].min(), numbers[place == k].max()) for k in np.unique(place)}
-    names = {k: f"{name} {low:g}" + (f" to {high:g}" if high > low else "") for k, (low, high) in ends.items()}
-    return [names[k] for k in place]
+    slices = {}
+    for rows in (np.flatnonzero(place == k) for k in np.unique(place)):
+        low, high = numbers[rows].min(), numbers[rows].max()
+        slices[f"{name} {low:g}" + (f" to {high:g}" if high > low else "")] = rows
+    return slices
 
 
-def slice_by_value(values: Sequence, name: str) -> list[str]:
-    """Return for each row the value of a column; `other` for those beyond the 20 most frequent.
+def slice_by_value(values: Sequence, name: str) -> dict[str, np.ndarray]:
+    """Return the rows of each value of a column, the most frequent first, and all beyond 20 values as `other`.
 
     Args:
         values: `[rows]`; more than 20 different numbers are cut into quarters.
         name: Of the column.
     """
-    counts = Counter(map(str, values))
-    if len(counts) <= MOST_VALUES:
-        return [f"{name}={value}" for value in values]
-    try:
-        return slice_by_quartile([float(value) for value in values], name)
-    except (TypeError, ValueError):
-        frequent = {value for value, _ in counts.most_common(MOST_VALUES - 1)}
-        return [f"{name}={value}" if str(value) in frequent else f"{name}: other" for value in values]
+    texts = np.array([str(value) for value in values], dtype=object)
+    counts = Counter(texts)
+    if len(counts) > MOST_VALUES:
+        try:
+            return slice_by_quartile([float(value) for value in values], name)
+        except (TypeError, ValueError):
+            pass
+    frequent = [value for value, _ in counts.most_common(MOST_VALUES - (len(counts) > MOST_VALUES))]
+    slices = {f"{name}={value}": np.flatnonzero(texts == value) for value in frequent}
+    rest = np.flatnonzero(~np.isin(texts, frequent))
+    return slices | ({f"{name}: other": rest} if len(rest) else {})
 
 
 def score_slices(
     score: Callable[[Any, Sequence | None], dict[str, dict]],
     prediction,
-    slices: Sequence[str],
+    slices: dict[str, np.ndarray],
     groups: Sequence | None,
 ) -> dict[str, dict[str, dict]]:
     """Score every slice by itself.
@@ -54,17 +59,15 @@ def score_slices(
     Args:
         score: `score(prediction, groups)`, to `{name: {"value", "ci95", "n"}}`.
         prediction: An EvalPrediction of all rows.
-        slices: `[rows]`, the name of each row's slice.
+        slices: The rows of each.
         groups: `[rows]` or None, as for `score`.
 
     Returns:
-        Per slice, the largest first, its overall scores.
+        Per slice its overall scores.
     """
-    slices, found = np.asarray(slices), {}
-    groups = None if groups is None else np.asarray(groups)
-    for name, _ in Counter(slices.tolist()).most_common():
-        rows = np.flatnonzero(slices == name)
+    found = {}
+    for name, rows in slices.items():
         part = type(prediction)(prediction.predictions[rows], prediction.label_ids[rows])
-        scores = score(part, None if groups is None else groups[rows])
+        scores = score(part, None if groups is None else np.asarray(groups)[rows])
         found[name] = {metric: value for metric, value in scores.items() if "/" not in metric}
     return found
