@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset, 
 
 from ptft_recipes.demo import dataset_rows
 from ptft_recipes.errors import InputError, one_line
+from ptft_recipes.folds import parse_fold
 from ptft_recipes.labels import encode_labels, is_finite
 from ptft_recipes.reading import SUFFIXES, check_columns, check_text, check_words, read_rows
 from ptft_recipes.safe_files import check_saved_names
@@ -44,6 +45,10 @@ class DatasetArguments:
     max_train_samples: int | None = dataclasses.field(default=None, metadata={"help": "a random sample of train"})
     max_eval_samples: int | None = dataclasses.field(
         default=None, metadata={"help": "a random sample of validation, and one of test"}
+    )
+    fold: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "test on one of several parts of train: 0/5, ..., 4/5; 0/5/paper keeps papers whole"},
     )
     drop_bad_rows: bool = dataclasses.field(
         default=False, metadata={"help": "leave out rows without text or label instead of stopping at them"}
@@ -85,8 +90,10 @@ def load_splits(
         raise InputError(f"column {min(clash)!r} is written by the recipe, or is text and label at once; name another")
     if not all(text_columns) or not text_columns or label_column == "":
         raise InputError("the name of a column must not be empty; see the --..._column options")
+    fold, more_columns = parse_fold(data_args.fold), [*more_columns]
+    of_fold = [fold.group_column] if fold and fold.group_column and fold.group_column not in more_columns else []
     name, splits = read_splits(
-        data_args, text_columns, label_column, trains=label_names is None, more_columns=more_columns
+        data_args, text_columns, label_column, trains=label_names is None, more_columns=more_columns + of_fold
     )
     dropped = {}
     for split, dataset in splits.items():
@@ -105,6 +112,7 @@ def load_splits(
         max_train_samples=data_args.max_train_samples,
         max_eval_samples=data_args.max_eval_samples,
         more_columns=more_columns,
+        fold=fold,
     )
 
 
@@ -134,6 +142,8 @@ def read_splits(
         InputError: Data that cannot be read, with file and line (or split and row), and the remedy.
     """
     files = {split: getattr(data_args, f"{split}_file") for split in SPLITS}
+    if data_args.fold and files["test"]:
+        raise InputError(f"--fold {data_args.fold} tests on a part of train; leave --test_file out")
     name = data_args.dataset_name
     if any(files.values()):
         if not files["train"] and trains:

@@ -17,10 +17,14 @@ def write_text(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
+def dump_yaml(config: dict[str, Any]) -> str:
+    """Return a flat configuration as YAML, in its own order, a line per value."""
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=float("inf"))
+
+
 def write_yaml(path: Path, config: dict[str, Any]) -> None:
-    """Write the flat configuration of a run, in its own order, a line per value, below a line that tells it is one."""
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=float("inf"))
-    write_text(path, f"{WRITTEN_BY_A_RUN}\n{text}")
+    """Write the configuration of a run below a line that tells it is one."""
+    write_text(path, f"{WRITTEN_BY_A_RUN}\n{dump_yaml(config)}")
 
 
 def plot_confusion_matrix(counts: np.ndarray, label_names: list[str], path: Path) -> None:
@@ -103,6 +107,34 @@ def plot_learning_curves(log_history: list[dict[str, float]], path: Path) -> Non
             axes.legend(fontsize=9)
         else:
             axes.text(0.5, 0.5, "nothing was logged", ha="center", va="center", transform=axes.transAxes)
+    _save(figure, path)
+
+
+def plot_forest(comparison: dict[str, Any], path: Path) -> None:
+    """Draw the mean score of each arm with its interval, and beside it the difference to the baseline with its own.
+
+    Args:
+        comparison: As `comparison.compare_arms` returned it.
+        path: Of the PNG.
+    """
+    arms, metric = comparison["arms"], comparison["metric"]
+    figure, (left, right) = _figure(width=10, height=1.2 + 0.34 * len(arms), columns=2)
+    for axes, value, interval, title in (
+        (left, "mean", "interval", metric),
+        (right, "difference", "difference_interval", f"difference to {comparison['baseline']}"),
+    ):
+        for place, row in enumerate(arms):
+            if row.get(value) is not None:
+                axes.plot(row[value], place, "s", color="tab:blue", markersize=5)
+                if None not in row[interval]:
+                    axes.plot(row[interval], [place, place], color="tab:blue", linewidth=1.5)
+        axes.set(title=title, ylim=(len(arms) - 0.5, -0.5))
+        axes.title.set_parse_math(False)
+        axes.grid(axis="x", alpha=0.3)
+    right.axvline(0, color="black", linewidth=0.8)
+    names = [row["arm"] if len(row["arm"]) <= 40 else row["arm"][:39] + "…" for row in arms]
+    left.set_yticks(range(len(arms)), names, parse_math=False)
+    right.set_yticks(range(len(arms)), [""] * len(arms))
     _save(figure, path)
 
 

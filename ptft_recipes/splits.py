@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from ptft_recipes.errors import InputError
+from ptft_recipes.folds import Fold, assign_folds
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ def complete_splits(
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
     more_columns: Sequence[str] = (),
+    fold: Fold | None = None,
 ) -> tuple[DatasetDict, dict[str, Any]]:
     """Cut missing splits from train, keep no more rows than asked for, and count what a reader must know.
 
@@ -40,6 +42,7 @@ def complete_splits(
         max_train_samples: Size of a random sample of train.
         max_eval_samples: Size of a random sample of validation, and of one of test.
         more_columns: What the model does not see.
+        fold: Of train, which becomes test; a test split that there is stays untouched.
 
     Returns:
         The splits in order; and the report with rows, cuts, overlap of the evaluation splits with train, fingerprints.
@@ -47,6 +50,8 @@ def complete_splits(
     Raises:
         InputError: Too few rows, or a number of rows below 1.
     """
+    if fold:
+        report["fold"] = _hold_out(splits, fold, more_columns, has_labels=stratify)
     report["cut"] = _cut_missing(splits, has_labels=stratify)
     for split, limit in zip(SPLITS, (max_train_samples, *[max_eval_samples] * 2), strict=True):
         if limit is not None and limit < 1:
@@ -61,6 +66,23 @@ def complete_splits(
     unlabelled = "label_names" in report and "test" in splits and "labels" not in splits["test"].column_names
     _log(report, unlabelled)
     return DatasetDict(splits), report
+
+
+def _hold_out(splits: dict[str, Dataset], fold: Fold, more_columns: Sequence[str], has_labels: bool) -> dict[str, Any]:
+    """Make a fold of train the test split, in place; return which one, and how many groups it has."""
+    if "train" not in splits:
+        raise InputError("--fold divides train, and there is none")
+    train, column = splits["train"], fold.group_column
+    groups = train[column][:] if column else None
+    if column and column not in more_columns:
+        splits |= {split: rows.remove_columns(column) for split, rows in splits.items() if column in rows.column_names}
+        train = splits["train"]
+    place = assign_folds(train["labels"][:] if has_labels else None, groups, fold.count, len(train))
+    if "test" in splits:
+        logger.info("--fold: the data's own test split is not used")
+    splits["test"] = train.select(np.flatnonzero(place == fold.number))
+    splits["train"] = train.select(np.flatnonzero(place != fold.number))
+    return {"number": fold.number, "count": fold.count, "group_column": column}
 
 
 def _cut_missing(splits: dict[str, Dataset], has_labels: bool) -> dict[str, int]:

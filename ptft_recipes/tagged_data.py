@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, List
 
 from ptft_recipes.data import DatasetArguments, read_splits
 from ptft_recipes.errors import InputError
+from ptft_recipes.folds import parse_fold
 from ptft_recipes.splits import complete_splits
 from ptft_recipes.tag_schemes import (
     OUTSIDE,
@@ -44,7 +45,10 @@ def load_tagged_splits(
     """
     if {words_column, tags_column} & {"id", "labels"} or words_column == tags_column:
         raise InputError("--words_column, --tags_column: `id` and `labels` are written by the recipe; name two others")
-    name, splits = read_splits(data_args, [words_column], tags_column, words=True, more_columns=more_columns)
+    fold, more_columns = parse_fold(data_args.fold), [*more_columns]
+    of_fold = [fold.group_column] if fold and fold.group_column and fold.group_column not in more_columns else []
+    kept = more_columns + of_fold
+    name, splits = read_splits(data_args, [words_column], tags_column, words=True, more_columns=kept)
     known = _class_names(splits["train"], tags_column)
     tags = {split: _tags(dataset, tags_column) for split, dataset in splits.items()}
     if "test" in splits and not any(tags["test"]):
@@ -60,10 +64,12 @@ def load_tagged_splits(
     report: dict[str, Any] = {"name": name, "label_names": label_names, "scheme": scheme, "dropped": {}}
     for split, dataset in splits.items():
         splits[split], report["dropped"][split] = _encode(
-            split, dataset, [words_column, *more_columns], tags[split], label_names, data_args.drop_bad_rows
+            split, dataset, [words_column, *kept], tags[split], label_names, data_args.drop_bad_rows
         )
     limits = {"max_train_samples": data_args.max_train_samples, "max_eval_samples": data_args.max_eval_samples}
-    raw, report = complete_splits(splits, report, [words_column], stratify=False, more_columns=more_columns, **limits)
+    raw, report = complete_splits(
+        splits, report, [words_column], stratify=False, more_columns=more_columns, fold=fold, **limits
+    )
     tagged = {
         split: [[label_names[label] for label in row] for row in dataset["labels"]]
         for split, dataset in raw.items()
