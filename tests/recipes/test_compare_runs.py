@@ -56,6 +56,7 @@ def test_nothing_to_compare_is_one_line(compare_runs, tmp_path):
         compare_runs.main(["--runs", str(tmp_path / "none")])
 
 
+@pytest.mark.slow  # seconds of imports
 def test_a_copy_runs_from_an_empty_folder(folders, tmp_path):
     (tmp_path / "empty").mkdir()
     copy = tmp_path / "empty" / "my_table.py"
