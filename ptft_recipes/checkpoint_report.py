@@ -216,7 +216,7 @@ def _signed(difference: dict[str, Any]) -> str:
 
 
 def write_evaluation(
-    trainer, split: str, predicted: Predicted, rows: Dataset, groups, run: dict[str, Any], more: dict[str, Any]
+    trainer, split: str, predicted: Predicted, run: dict[str, Any], found: dict[str, Any]
 ) -> dict[str, Any]:
     """Write the predictions in the order of the data, and `results.json`, last.
 
@@ -224,13 +224,11 @@ def write_evaluation(
         trainer: That predicted.
         split: Name of what was predicted.
         predicted: Its predictions.
-        rows: Of the split.
-        groups: `[rows]` or None, what is resampled.
         run: What `start_run` returned, and what the recipe added.
-        more: What the other functions returned, by name.
+        found: What the other functions returned, by name; `metrics` is among them.
 
     Returns:
-        `{"split", "metrics": {name: {"value", "ci95", "n"}}, "run", ...}`, with what is in `more`.
+        `{"split", "metrics": {name: {"value", "ci95", "n"}}, "run", ...}`, with all that was found.
     """
     output_dir = Path(trainer.args.output_dir)
     write_lines(output_dir / "predictions" / f"{split}.jsonl", predicted.lines)
@@ -240,7 +238,7 @@ def write_evaluation(
         "seconds": {"predict": round(predicted.seconds, 1), "total": round(seconds_since_start(), 1)},
         "peak_memory_gib": peak_memory(trainer.args.device.type),
     }
-    results = {"split": split, "metrics": more.pop("metrics"), "run": run} | more
+    results = {"split": split, "metrics": found["metrics"], "run": run} | found
     write_text(output_dir / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     logger.info("%s: results.json, predictions, plots; %.0f s", output_dir, run["seconds"]["total"])
     return results

@@ -141,6 +141,8 @@ def read_splits(
     Raises:
         InputError: Data that cannot be read, with file and line (or split and row), and the remedy.
     """
+    if taken := {*more_columns} & {*text_columns, label_column, "id", "labels"}:
+        raise InputError(f"column {min(taken)!r} is text, label or id, and can be no column of groups or slices too")
     files = {split: getattr(data_args, f"{split}_file") for split in SPLITS}
     if data_args.fold and files["test"]:
         raise InputError(f"--fold {data_args.fold} tests on a part of train; leave --test_file out")

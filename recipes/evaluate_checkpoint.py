@@ -110,7 +110,7 @@ def main(argv=None):
             found["pseudo_perplexity"] = evaluate_pseudo_perplexity(task, trainer, rows, count, training_args.seed)
 
     # 6. Publish: results.json and the predictions, in the order of the data.
-    return write_evaluation(trainer, split, predicted, rows, groups, run, found)
+    return write_evaluation(trainer, split, predicted, run, found)
 
 
 if __name__ == "__main__":

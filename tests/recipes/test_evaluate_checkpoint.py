@@ -12,6 +12,7 @@ from conftest import load_recipe, topic_rows, write_csv
 
 from ptft_recipes import checkpoint_report, evaluation, reporting
 from ptft_recipes.errors import InputError
+from ptft_recipes.finished_runs import read_run
 from ptft_recipes.significance import bootstrap_intervals
 
 FEW = partial(bootstrap_intervals, resamples=40)
@@ -68,6 +69,7 @@ def test_the_scores_are_those_of_the_run(run_cls, evaluate, tmp_path, flags):
     assert [line["id"] for line in after] == [line["id"] for line in before]
     assert [line["predicted"] for line in after] == [line["predicted"] for line in before]
     assert json.loads((tmp_path / "evaluated" / "results.json").read_text()) == found
+    assert read_run(tmp_path / "evaluated").labels == found["run"]["data"]["label_names"]  # compare_runs takes it
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +264,7 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(trained, evaluate, chec
             r"is a checkpoint for BertModel; what can be evaluated here: \.\.\.ForSeq",
         ),
         (single, ["--test_file", labels], r"label 'tennis' does not occur in the checkpoint \(markets, science"),
+        (single, ["--slice_columns", "label"], r"column 'label' is text, label or id, and can be no column of groups"),
         (single, ["--slice_columns", "author"], r"no column 'author'"),
         (single, [*fit, "--split", "validation"], r"apart from the scored one: it is what is scored"),
         (number, fit, r"--fit_on_validation: only classifiers of sequences"),
