@@ -22,11 +22,11 @@ from ptft_recipes.calibration import (
 )
 from ptft_recipes.checkpoint_tasks import MaskedLMTask, Predicted
 from ptft_recipes.errors import InputError
-from ptft_recipes.evaluation import format_score, sum_by_document, with_intervals, write_lines
+from ptft_recipes.evaluation import format_score, with_intervals, write_lines
 from ptft_recipes.labels import MULTI, REGRESSION, SINGLE
 from ptft_recipes.metrics import confusion_matrix, probabilities
 from ptft_recipes.mistakes import confident_mistakes, write_mistakes
-from ptft_recipes.perplexity import masked_lm_metrics, pseudo_log_likelihood
+from ptft_recipes.perplexity import masked_lm_metrics, pseudo_log_likelihood, sum_by_document
 from ptft_recipes.perturbations import KEEPS_WORDS, PERTURBATIONS, perturb
 from ptft_recipes.provenance import peak_memory, seconds_since_start
 from ptft_recipes.reporting import plot_confusion_matrix, plot_reliability, write_text

@@ -13,10 +13,10 @@ from ptft_recipes.blocks import check_tokenizer, split_into_blocks
 from ptft_recipes.collators import MaskingCollator, mask_held_out
 from ptft_recipes.data import load_splits
 from ptft_recipes.errors import InputError
-from ptft_recipes.evaluation import prediction_lines, sum_by_document
+from ptft_recipes.evaluation import prediction_lines
 from ptft_recipes.metrics import classification_metrics
 from ptft_recipes.objectives import masked_lm_loss
-from ptft_recipes.perplexity import masked_lm_metrics
+from ptft_recipes.perplexity import masked_lm_metrics, sum_by_document
 from ptft_recipes.pretraining import MaskedLMTrainer
 from ptft_recipes.tagged_data import load_tagged_splits
 from ptft_recipes.tagging import TaggingTrainer

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ptft_recipes.errors import InputError, nearest, one_line
-from ptft_recipes.evaluation import split_by_class, sum_by_document
+from ptft_recipes.evaluation import split_by_class
 from ptft_recipes.labels import MULTI, REGRESSION
 from ptft_recipes.metrics import multi_label_scores, regression_scores, scores_of_counts, single_label_scores
-from ptft_recipes.perplexity import STATISTICS, masked_lm_metrics
+from ptft_recipes.perplexity import STATISTICS, masked_lm_metrics, sum_by_document
 from ptft_recipes.resuming import is_finished
 from ptft_recipes.tag_metrics import tag_metrics, tag_statistics
 

@@ -1,11 +1,11 @@
 """Perplexity under masked language modelling: exact sums per row, intervals over documents."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 STATISTICS = ("loss", "tokens", "right")
 
@@ -48,6 +48,36 @@ def masked_lm_metrics(prediction, weights: np.ndarray | None = None) -> dict[str
     if not tokens:
         return {"perplexity": float("nan"), "accuracy": float("nan")}
     return {"perplexity": float(np.exp(loss / tokens)), "accuracy": float(right / tokens)}
+
+
+def sum_by_document(statistics: np.ndarray, documents: Sequence[str]) -> np.ndarray:
+    """Sum the statistics of blocks `[blocks, n]` by document `[documents, n]`; as they are for a single document."""
+    names, numbers = np.unique(documents, return_inverse=True)
+    if len(names) == 1:  # resampled as a whole, it would have an interval of width 0
+        return statistics
+    sums = np.zeros((len(names), statistics.shape[1]))
+    np.add.at(sums, numbers, statistics)
+    return sums
+
+
+def before_and_after(
+    metrics: Callable[..., dict[str, float]], prediction, weights: np.ndarray | None = None
+) -> dict[str, float]:
+    """Score a text before training and after it, and take the ratio of perplexities.
+
+    Args:
+        metrics: `metrics(prediction, weights)`, from sums per row to named scores.
+        prediction: With `predictions` `[rows, 2 * statistics]`, those before training first.
+        weights: `[rows]`, how often each row counts; once each when None.
+    """
+    halves = np.hsplit(np.asarray(prediction.predictions), 2)
+    old, new = (metrics(EvalPrediction(half, prediction.label_ids), weights) for half in halves)
+    scores = {}
+    for name, value in new.items():
+        scores |= {name: value, f"{name}_before": old[name]}
+        if name.endswith("perplexity"):
+            scores[f"{name}_ratio"] = value / old[name]
+    return scores
 
 
 def pseudo_perplexity(

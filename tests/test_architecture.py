@@ -39,7 +39,7 @@ EDGES = {
     "errors": set(),
     "evaluate_modules": {"metrics"},
     "features": set(),
-    "evaluation": {"labels", "metrics", "provenance", "reporting", "significance"},
+    "evaluation": {"labels", "metrics", "perplexity", "provenance", "reporting", "significance"},
     "fertility": {"evaluation", "provenance", "reporting", "significance"},
     "finished_runs": {"errors", "evaluation", "labels", "metrics", "perplexity", "resuming", "tag_metrics"},
     "folds": {"errors"},
