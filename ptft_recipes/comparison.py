@@ -188,8 +188,12 @@ def compare_arms(
         chance of 80 % (at 5 %, uncorrected), were there ever so many seeds.
 
     Raises:
-        InputError: No such arm or metric.
+        InputError: No such arm or metric, or options that make no interval.
     """
+    if not 0 < confidence < 1:
+        raise InputError(f"--confidence {confidence}: give a share between 0 and 1, such as 0.95")
+    if resamples < 100:
+        raise InputError(f"--resamples {resamples}: too few for an interval; give 1000, or at least 100")
     baseline = next(iter(arms)) if baseline is None else baseline
     if baseline not in arms:
         raise InputError(

@@ -68,12 +68,12 @@ class TestCompare:
         assert [row["p"] for row in rows] == pytest.approx(holm([row["p_uncorrected"] for row in rows]))
 
     def test_another_metric_and_baseline(self, arms):
-        found = compare_arms(arms, baseline="same", metric="accuracy", resamples=50)
+        found = compare_arms(arms, baseline="same", metric="accuracy", resamples=100)
         assert row_of(found, "base")["scores"] == pytest.approx(
             [run.metrics["accuracy"]["value"] for run in arms["base"]]
         )
         assert row_of(found, "base")["difference"] < 0 or row_of(found, "same")["mean"] < row_of(found, "base")["mean"]
-        roc_auc = compare_arms(arms, metric="roc_auc", resamples=20)  # which counts do not make
+        roc_auc = compare_arms(arms, metric="roc_auc", resamples=100)  # which counts do not make
         assert row_of(roc_auc, "base")["mean"] == pytest.approx(
             np.mean([run.metrics["roc_auc"]["value"] for run in arms["base"]]), abs=1e-3
         )
@@ -81,6 +81,8 @@ class TestCompare:
     @pytest.mark.parametrize(("options", "message"), [
         ({"baseline": "bse"}, "--baseline bse: no such arm with results; did you mean 'base'?"),
         ({"metric": "f1"}, "no metric 'f1'"),
+        ({"confidence": 95.0}, "--confidence 95.0: give a share between 0 and 1"),
+        ({"resamples": 10}, "--resamples 10: too few for an interval"),
     ])  # fmt: skip
     def test_what_is_not_there_is_named(self, arms, options, message):
         with pytest.raises(InputError, match=message.replace("?", r"\?")):
@@ -206,4 +208,26 @@ def test_language_models_are_compared_by_document(tmp_path):
     assert (left_out, found["metric"], found["rows_of_test"]) == ([], "perplexity", 20)
     assert row_of(found, "b")["difference"] < -1
     assert row_of(found, "b")["p"] < 0.01
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_score_that_is_undefined_is_null(tmp_path):
+    # No row has the last label: its ROC curve is undefined, and so is the mean over the labels.
+    labels = ["approach", "none", "outcome", "never"]
+    for arm, right in (("a", 0.7), ("b", 0.8)):
+        for seed in (1, 2):
+            folder = write_classifier(tmp_path / f"{arm}_{seed}", right, seed)
+            path = folder / "results.json"
+            results = json.loads(path.read_text())
+            results["run"]["data"]["label_names"] = labels
+            results["metrics"] = {"roc_auc": {"value": None, "n": 200}, "accuracy": results["metrics"]["accuracy"]}
+            path.write_text(json.dumps(results))
+            lines = folder / "predictions" / "test.jsonl"
+            lines.write_text(lines.read_text().replace('"probabilities": {', '"probabilities": {"never": 0.0, '))
+    arms, left_out = read_arms({arm: sorted(tmp_path.glob(f"{arm}_*")) for arm in "ab"})
+    found = compare_arms(arms, metric="roc_auc", resamples=100)
+    row = row_of(found, "b")
+    assert left_out == []
+    assert (row["mean"], row["difference"], row["p_uncorrected"], row["detectable"]) == (None,) * 4
+    assert "p" not in row
     json.dumps(found, allow_nan=False)
