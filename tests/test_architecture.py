@@ -29,6 +29,7 @@ EDGES = {
     "evaluation": {"labels", "metrics", "provenance", "reporting", "significance"},
     "fertility": {"evaluation", "provenance", "reporting", "significance"},
     "hub": {"card", "errors"},
+    "hyperparameter_search": {"errors", "evaluation", "logs", "reporting", "search_space"},
     "interruption": {"errors"},
     "labels": {"errors"},
     "logs": set(),
@@ -63,6 +64,7 @@ EDGES = {
     "sealed_trainer": {
         "checkpoints", "errors", "interruption", "modeling", "reporting", "resources", "resuming",
     },
+    "search_space": {"cli", "data", "errors", "metrics", "yaml_files"},
     "sentence_pairs": {"blocks", "collators", "errors"},
     "sentence_prediction": {"errors", "objectives", "perplexity", "pretraining", "sparse_head"},
     "significance": set(),
@@ -80,6 +82,7 @@ EDGES = {
     "tuning": {"adapters", "errors", "merging", "optimization", "saved_adapters"},
     "vocabulary": {"errors"},
     "windows": {"errors"},
+    "yaml_files": {"config_files", "errors", "safe_files"},
 }  # fmt: skip
 
 
