@@ -16,6 +16,7 @@ from ptft_recipes.acceleration import check_processes, has_native_bf16
 from ptft_recipes.config_files import read_config
 from ptft_recipes.errors import InputError, PushError, ResourceError, StoppedBySignal, nearest, one_line
 from ptft_recipes.interruption import follow_launcher, remember_ctrl_c
+from ptft_recipes.reporting import dump_yaml
 
 # Fields of TrainingArguments that --help shows besides the ones that the recipe sets; --help_all shows every field.
 COMMON_TRAINING_ARGUMENTS = [
@@ -158,8 +159,9 @@ def build_parser(
     parser.plain_defaults = vars(parser.parse_known_args([])[0])  # argparse converts defaults that are text
     parser.set_defaults(**defaults)
     parser.add_argument("--config", metavar="FILE", help="flat YAML file of arguments; flags override it")
+    parser.add_argument("--print_config", action="store_true", help="print the configuration, checked, and stop")
     parser.add_argument("--help_all", action="help", help="show every field of TrainingArguments too")
-    shown = {*defaults, *COMMON_TRAINING_ARGUMENTS, "config", "help", "help_all"}
+    shown = {*defaults, *COMMON_TRAINING_ARGUMENTS, "config", "print_config", "help", "help_all"}
     for action in parser._actions:
         kind = getattr(action.type, "__name__", "").removeprefix("string_to_").upper()
         action.metavar = action.metavar or (
@@ -198,7 +200,7 @@ def parse_args(
 
     Raises:
         KeyError: `defaults` names an argument that no dataclass has.
-        SystemExit: For `--help` (code 0) and for wrong arguments (code 2).
+        SystemExit: For `--help` and `--print_config` (code 0), and for wrong arguments (code 2).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser(dataclass_types, defaults, description, show_all="--help_all" in argv)
@@ -239,6 +241,11 @@ def parse_args(
         parser.error(str(error))
     except (OSError, TypeError, KeyError, AttributeError, RuntimeError) as error:  # of JSON that is not as expected
         parser.error(f"the training arguments do not go together: {type(error).__name__}: {one_line(error)}")
+    if any(getattr(instance, "from_scratch", False) for instance in instances):
+        config["from_scratch"] = True  # also where there are no other weights than new ones
+    if namespace.print_config:
+        print(dump_yaml(config), end="")
+        parser.exit()
     return *instances, config
 
 

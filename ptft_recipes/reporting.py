@@ -17,10 +17,14 @@ def write_text(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
+def dump_yaml(config: dict[str, Any]) -> str:
+    """Return a flat configuration as YAML, in its own order, a line per value."""
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=float("inf"))
+
+
 def write_yaml(path: Path, config: dict[str, Any]) -> None:
-    """Write the flat configuration of a run, in its own order, a line per value, below a line that tells it is one."""
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=float("inf"))
-    write_text(path, f"{WRITTEN_BY_A_RUN}\n{text}")
+    """Write the configuration of a run below a line that tells it is one."""
+    write_text(path, f"{WRITTEN_BY_A_RUN}\n{dump_yaml(config)}")
 
 
 def plot_confusion_matrix(counts: np.ndarray, label_names: list[str], path: Path) -> None:

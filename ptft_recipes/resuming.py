@@ -86,9 +86,8 @@ def _decide(training_args: TrainingArguments, run: dict[str, Any], allow_changes
     output_dir = Path(training_args.output_dir)
     _hold_lock(output_dir)
     sweep(output_dir)
-    carded = (output_dir / "README.md").exists()  # written last, by what trains
     again = training_args.push_to_hub and checkpoints_in(output_dir)  # the push may have been what was cut off
-    if (output_dir / "results.json").exists() and not again and (carded or not checkpoints_in(output_dir)):
+    if is_finished(output_dir) and not again:
         raise InputError(
             f"{output_dir} holds a finished run; choose another --output_dir, or delete it (to train it further: "
             "another --output_dir, --resume_from_checkpoint with its last checkpoint, and more --num_train_epochs)"
@@ -117,6 +116,13 @@ def _decide(training_args: TrainingArguments, run: dict[str, Any], allow_changes
     logger.info("going on from %s", checkpoint)
     resumed = {"resumed": {"from": checkpoint.name, "changed": changed, "allowed": list(allow_changes)}}
     return started | ({"id": sealed["id"]} if same_folder else {}) | {"checkpoint": str(checkpoint)} | resumed
+
+
+def is_finished(output_dir: str | Path) -> bool:
+    """Tell whether a folder holds a run that got to its end: its results, and of one that trained its card too."""
+    output_dir = Path(output_dir)
+    carded = (output_dir / "README.md").exists()  # written last, by what trains
+    return (output_dir / "results.json").exists() and (carded or not checkpoints_in(output_dir))
 
 
 def _hold_lock(output_dir: Path) -> None:
@@ -179,7 +185,7 @@ def _check_nothing_is_lost(output_dir: Path, run: dict[str, Any]) -> None:
         there.append(config.name)  # of a person
     if not there:
         return
-    if not isinstance(began, dict) or _differences({"config": began}, run):
+    if not isinstance(began, dict) or differences({"config": began}, run):
         raise InputError(
             f"{output_dir} has {', '.join(there)}, which the run would overwrite; choose another --output_dir"
         )
@@ -231,7 +237,7 @@ def check_same_run(
     Raises:
         InputError: Something differs that would make another run of it.
     """
-    changed = _differences(read_manifest(checkpoint)["run"], run)
+    changed = differences(read_manifest(checkpoint)["run"], run)
     if refused := {name: change for name, change in changed.items() if name not in allow_changes}:
         listed = "; ".join(
             f"{name}: {'the default' if then is None else then} then, now {'the default' if now is None else now}"
@@ -244,13 +250,22 @@ def check_same_run(
     return changed
 
 
-def _differences(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return `{name: (then, now)}` of what the weights depend on, of what both know."""
+def differences(then: dict[str, Any], now: dict[str, Any], may_grow: bool = True) -> dict[str, tuple[Any, Any]]:
+    """Compare what two runs know of what their weights depend on.
+
+    Args:
+        then: With its `config`, as `results.json` has it under `run`, or a manifest.
+        now: Likewise.
+        may_grow: More epochs or steps are no difference.
+
+    Returns:
+        `{name: (then, now)}`.
+    """
     before, after = then["config"], json.loads(json.dumps(now["config"]))
     changed = {}
     for name in sorted(before.keys() | after.keys()):
         pair = before.get(name), after.get(name)
-        grown = name in MAY_GROW and None not in pair and pair[1] > pair[0]
+        grown = may_grow and name in MAY_GROW and None not in pair and pair[1] > pair[0]
         if pair[0] != pair[1] and not grown and name not in MAY_CHANGE and not name.startswith(MAY_CHANGE_PREFIXES):
             changed[name] = pair
     changed |= {name: (then[name], now[name]) for name in COMPARED if name in then and then[name] != now[name]}

@@ -81,7 +81,6 @@ def start_run(
         except (RuntimeError, ImportError) as error:
             raise InputError(f"--report_to: {error}") from error
     set_seed(training_args.seed)
-    config = config | ({"from_scratch": True} if model_args.from_scratch else {})  # also where there are no others
     run = describe_environment(recipe, training_args) | {"base_model": base_model_name(model_args), "config": config}
     logger.info("run: {recipe}, seed {seed}, {processes} process(es), {hardware}, {precision}".format_map(run))
     claim_output_dir(training_args, run, model_args.allow_changes)

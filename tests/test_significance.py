@@ -1,6 +1,7 @@
 """Bootstrap intervals: the right numbers, the right coverage, and no surprise in degenerate samples."""
 
 import math
+import time
 from functools import partial
 
 import numpy as np
@@ -9,8 +10,9 @@ from scipy import stats
 from transformers import EvalPrediction
 
 from ptft_recipes.labels import MULTI, REGRESSION, SINGLE
-from ptft_recipes.metrics import classification_metrics, roc_auc
-from ptft_recipes.significance import bootstrap_intervals
+from ptft_recipes.metrics import classification_metrics, roc_auc, single_label_scores, vectorized_label_scores
+from ptft_recipes.resampling import Rows, score_all
+from ptft_recipes.significance import bootstrap_intervals, paired_bootstrap, paired_permutation
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -56,9 +58,10 @@ STATISTICS = {
 }
 
 
+@pytest.mark.parametrize("method", ["percentile", "bca"])
 @pytest.mark.parametrize("confidence", [0.95, 0.8])
 @pytest.mark.parametrize("name", STATISTICS)
-def test_intervals_agree_with_scipy(name, confidence):
+def test_intervals_agree_with_scipy(name, confidence, method):
     rows, resamples, statistic = 120, 4000, STATISTICS[name]
     x = values(rows) ** 3
     y = x + values(rows, seed=1)
@@ -66,9 +69,9 @@ def test_intervals_agree_with_scipy(name, confidence):
     def score(weights):
         return {name: statistic(np.repeat(x, weights), np.repeat(y, weights))}
 
-    low, high = bootstrap_intervals(score, rows, resamples=resamples, confidence=confidence)[name]
+    low, high = bootstrap_intervals(score, rows, resamples=resamples, confidence=confidence, method=method)[name]
     theirs = stats.bootstrap(
-        (x, y), statistic, paired=True, vectorized=False, method="percentile",
+        (x, y), statistic, paired=True, vectorized=False, method=method,
         n_resamples=resamples, confidence_level=confidence, rng=np.random.default_rng(1),
     )  # fmt: skip
     # Of two independent 2.5 % quantiles of 4000 normal draws: 0.06 standard deviations; four times that, and skewness.
@@ -175,3 +178,124 @@ def test_intervals_of_real_scores_enclose_them(problem_type):
     intervals, scores = bootstrap_intervals(lambda weights: metrics(weights=weights), 300, resamples=200), metrics()
     assert list(intervals) == list(scores)
     assert all(low < scores[name] < high for name, (low, high) in intervals.items())
+
+
+class TestDistinctRows:
+    """Rows that are alike as one row with a count: the same statistics, drawn at once."""
+
+    labels = np.random.default_rng(0).integers(3, size=1500)
+    predicted = np.where(np.random.default_rng(1).random(1500) < 0.7, labels, (labels + 1) % 3)
+    names = ("a", "b", "c")
+
+    def by_example(self, weights):
+        scores = single_label_scores(np.eye(3)[self.predicted], self.labels, weights, list(self.names))
+        return {name: scores[name] for name in ("accuracy", "macro_f1", "matthews_correlation", "f1/b")}
+
+    def test_scores_are_those_of_the_examples(self):
+        score, counts = vectorized_label_scores(self.labels, self.predicted, label_names=self.names)
+        assert counts.sum() == 1500
+        assert len(counts) == 6
+        once = {name: values[0] for name, values in score(counts[None]).items()}
+        for name, value in self.by_example(np.ones(1500)).items():
+            assert once[name] == pytest.approx(value, abs=1e-12)
+
+    @pytest.mark.parametrize("method", ["percentile", "bca"])
+    def test_intervals_are_those_of_the_examples(self, method):
+        score, counts = vectorized_label_scores(self.labels, self.predicted, label_names=self.names)
+        fast = bootstrap_intervals(score, counts, 20_000, method=method, vectorized=True)
+        slow = bootstrap_intervals(self.by_example, 1500, 2000, method=method, seed=1)
+        for name, (low, high) in slow.items():
+            tolerance = 0.25 * (high - low) / 4
+            assert fast[name] == [pytest.approx(low, abs=tolerance), pytest.approx(high, abs=tolerance)]
+
+    def test_the_jackknife_is_that_of_the_examples(self):
+        score, counts = vectorized_label_scores(self.labels[:90], self.predicted[:90], label_names=self.names)
+        batches, times = Rows(counts).jackknife(0)
+        left_out = np.repeat(score_all(score, batches, vectorized=True)["macro_f1"], times)
+        everything = [single_label_scores(np.eye(3)[self.predicted[:90]], self.labels[:90], 1 - row)["macro_f1"]
+                      for row in np.eye(90)]  # fmt: skip
+        assert np.sort(left_out) == pytest.approx(np.sort(everything), abs=1e-12)
+
+    def test_of_many_rows_the_jackknife_leaves_out_blocks_with_the_same_acceleration(self):
+        x = np.random.default_rng(0).exponential(size=20_000)
+        data = Rows(20_000)
+        left_out, times = data.jackknife(0)
+        means = np.concatenate([weights @ x / weights.sum() for weights in left_out])
+        influence = means.mean() - means
+        found = (influence**3).sum() / (6 * (influence**2).sum() ** 1.5)
+        # Of a mean it is the skewness by 6 sqrt(n): 2 / 849.
+        assert len(times) == 1000
+        assert found == pytest.approx(stats.skew(x) / (6 * math.sqrt(20_000)), abs=0.0015)
+
+    def test_10000_resamples_of_100000_examples_take_seconds(self):
+        generator = np.random.default_rng(0)
+        labels = generator.integers(5, size=100_000)
+        a, b = (np.where(generator.random(100_000) < 0.8, labels, (labels + 1) % 5) for _ in "ab")
+        start = time.perf_counter()
+        names = list("abcde")
+        score, counts = vectorized_label_scores(labels, a, label_names=names)
+        low, high = bootstrap_intervals(score, counts, 10_000, method="bca", vectorized=True)["macro_f1"]
+        score, counts = vectorized_label_scores(labels, a, b, label_names=names)
+        compared = paired_bootstrap(score, counts, vectorized=True)["macro_f1"]
+        p_value = paired_permutation(score, counts, vectorized=True)["macro_f1"]
+        assert time.perf_counter() - start < 10  # 1 s on a quiet core
+        assert high - low == pytest.approx(2 * 1.96 * math.sqrt(0.8 * 0.2 / 1e5), rel=0.05)
+        assert p_value == pytest.approx(compared.p_value, abs=0.02)
+
+
+class TestGroups:
+    def test_to_draw_groups_is_to_draw_their_sums(self):
+        x, groups = values(60), np.repeat(np.arange(12), 5)[np.random.default_rng(0).permutation(60)]
+        sums = np.bincount(groups, weights=x)
+        whole = bootstrap_intervals(mean_of(x), 60, groups=[f"document {g}" for g in groups])
+        names = np.argsort(np.argsort([f"document {g}" for g in range(12)]))
+        in_order = np.empty(12)
+        in_order[names] = sums
+        by_sum = bootstrap_intervals(lambda w: {"mean": float(w @ in_order / 60)}, 12)
+        assert whole["mean"] == pytest.approx(by_sum["mean"])
+
+    def test_intervals_of_groups_cover_where_those_of_examples_do_not(self):
+        generator, samples, groups = np.random.default_rng(0), 1000, np.repeat(np.arange(80), 10)
+        x = generator.normal(size=(80, samples)).repeat(10, axis=0) + generator.normal(size=(800, samples))
+
+        def score(weights):
+            return dict(enumerate((weights @ x / weights.sum(axis=1, keepdims=True)).T))
+
+        def coverage(groups):
+            found = bootstrap_intervals(score, 800, 600, groups=groups, vectorized=True)
+            return np.mean([low <= 0 <= high for low, high in found.values()])
+
+        assert 0.93 <= coverage(groups) <= 0.97
+        assert coverage(None) < 0.7
+
+
+def misses(x, mean, method):
+    """Return how often the mean of each column is above its interval, and how often below."""
+
+    def score(weights):
+        return dict(enumerate((weights @ x / weights.sum(axis=1, keepdims=True)).T))
+
+    found = bootstrap_intervals(score, len(x), 1000, method=method, vectorized=True)
+    low, high = np.array(list(found.values())).T
+    return np.mean(high < mean), np.mean(low > mean)
+
+
+def test_bca_covers_a_skewed_mean_from_both_sides_where_percentiles_are_too_low():
+    generator = np.random.default_rng(0)
+    assert 0.03 <= sum(misses(generator.exponential(size=(200, 2000)), 1, "bca")) <= 0.07
+    x = generator.lognormal(size=(100, 2000))
+    above, below = misses(x, math.exp(0.5), "percentile")
+    assert above > 4 * below
+    better, worse = misses(x, math.exp(0.5), "bca")
+    assert better < 2 * worse
+
+
+@pytest.mark.parametrize("method", ["percentile", "bca"])
+def test_a_constant_score_has_an_interval_without_width(method):
+    score = lambda weights: {"accuracy": float(weights.sum() / weights.sum())}  # noqa: E731
+    assert bootstrap_intervals(score, 30, 100, method=method) == {"accuracy": [1.0, 1.0]}
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match="choose percentile or bca"):
+        bootstrap_intervals(mean_of(values()), 100, method="studentized")

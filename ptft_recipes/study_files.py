@@ -1,0 +1,186 @@
+"""An experiment as a YAML file, read strictly: arms of one or more stages, and seeds."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from ptft_recipes.config_files import YAML_TAGS
+from ptft_recipes.errors import InputError, nearest, one_line
+
+KEYS = ("output_dir", "seeds", "baseline", "common", "arms")
+PREVIOUS = "<previous>"
+STUDY_FILE = "study.yaml"
+# What the study decides itself, or what nobody may decide for who runs the file of another.
+NOT_IN_A_STUDY = {
+    "config": "write its lines into the study",
+    "output_dir": "every cell has its own folder in that of the study",
+    "resume_from_checkpoint": "a cell that was cut off goes on by itself",
+    "trust_remote_code": "it runs the code of others; start such a run by itself, from the command line",
+    "hub_token": "a token is never read from a file; use `hf auth login`, or set HF_TOKEN",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of an arm, whatever its seed.
+
+    Args:
+        recipe: Its file.
+        arguments: As they are written in the study; a list for an option that takes several values.
+        where: File and line, for errors.
+    """
+
+    recipe: Path
+    arguments: dict[str, str | list[str]]
+    where: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """An experiment as it is written down."""
+
+    text: str
+    output_dir: Path
+    seeds: list[int]
+    baseline: str
+    arms: dict[str, list[Stage]]
+
+
+def read_study(path: str | Path, recipes: str | Path, output_dir: str | Path | None = None) -> Study:
+    """Read a study, strictly.
+
+    Args:
+        path: Of the YAML file.
+        recipes: Folder in which a recipe that is given by its name lies; one of your own is given by its path.
+        output_dir: Instead of the one that the study names, or else of `runs/<name of the file>`.
+
+    Raises:
+        InputError: What is wrong, and on which line.
+    """
+    text, root = _compose(Path(path))
+    top = _mapping(root, path, KEYS)
+    for key in ("seeds", "arms"):
+        if key not in top:
+            raise InputError(f"{path}: the key {key!r} is missing; a study has {', '.join(KEYS)}")
+    common = {}
+    for name, node in _mapping(top["common"], path).items() if "common" in top else ():
+        file = _recipe_file(name, recipes, _where(path, node))
+        common[file] = _arguments(_mapping(node, path), path)
+    arms: dict[str, list[Stage]] = {}
+    for name, node in _mapping(top["arms"], path).items():
+        if not re.fullmatch(r"\w[\w.+-]*", name):
+            raise InputError(
+                f"{_where(path, node)}: the arm {name!r:.60} names a folder; use letters, digits, . + - _"
+            )
+        stages = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        arms[name] = [_stage(stage, path, recipes, common, first=i == 0) for i, stage in enumerate(stages)]
+        if not stages:
+            raise InputError(f"{_where(path, node)}: the arm {name!r} has no stages")
+        if "seed" in arms[name][-1].arguments:
+            raise InputError(f"{arms[name][-1].where}: the seeds of an arm's last stage are those under `seeds`")
+    if unused := [
+        file.stem for file in common if file not in {stage.recipe for arm in arms.values() for stage in arm}
+    ]:
+        raise InputError(f"{_where(path, top['common'])}: no arm has the recipe {unused[0]!r}")
+    baseline = _text(top["baseline"], "baseline", path) if "baseline" in top else next(iter(arms), "")
+    if baseline not in arms:
+        raise InputError(f"{_where(path, top['arms'])}: no arm {baseline!r}, the baseline{nearest(baseline, arms)}")
+    named = _text(top["output_dir"], "output_dir", path) if "output_dir" in top else f"runs/{Path(path).stem}"
+    return Study(text, Path(output_dir or named), _seeds(top["seeds"], path), baseline, arms)
+
+
+def _compose(path: Path) -> tuple[str, yaml.Node]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        # The node tree keeps every scalar as it was written: 1e-3 and 007 reach the recipe's parser as text.
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--study {path}: {one_line(error)}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        what = " ".join(filter(None, (getattr(error, name, None) for name in ("context", "problem"))))
+        place = f":{mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{place}: not valid YAML: {one_line(what or error)}") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply to be a study") from None
+    if root is None:
+        raise InputError(f"{path}: empty; a study has {', '.join(KEYS)}")
+    return text, root
+
+
+def _where(path: str | Path, node: yaml.Node) -> str:
+    return f"{path}:{node.start_mark.line + 1}"
+
+
+def _mapping(node: yaml.Node, path: str | Path, known: tuple[str, ...] = ()) -> dict[str, yaml.Node]:
+    if not isinstance(node, yaml.MappingNode) or node.tag not in YAML_TAGS:
+        raise InputError(f"{_where(path, node)}: expected lines of the form `key: value`")
+    found: dict[str, yaml.Node] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode) or not key.value:
+            raise InputError(f"{_where(path, key)}: a key must be a word")
+        if known and key.value not in known:
+            raise InputError(f"{_where(path, key)}: unknown key {key.value!r:.60}{nearest(key.value, known)}")
+        if key.value in found:  # PyYAML's loaders would keep the last
+            raise InputError(f"{_where(path, key)}: {key.value!r:.60} stands here a second time")
+        found[key.value] = value
+    return found
+
+
+def _text(node: yaml.Node, key: str, path: str | Path) -> str:
+    if not isinstance(node, yaml.ScalarNode) or node.tag not in YAML_TAGS:
+        raise InputError(f"{_where(path, node)}: {key!r:.60} must be a plain value")
+    if node.tag == "tag:yaml.org,2002:null":
+        raise InputError(f"{_where(path, node)}: {key!r:.60} has no value")
+    return node.value
+
+
+def _seeds(node: yaml.Node, path: str | Path) -> list[int]:
+    texts = [_text(item, "seeds", path) for item in node.value] if isinstance(node, yaml.SequenceNode) else []
+    if not texts or not all(re.fullmatch(r"0|[1-9]\d{0,8}", text) for text in texts) or len(set(texts)) < len(texts):
+        raise InputError(f"{_where(path, node)}: seeds must be a list of different whole numbers, e.g. [42, 43, 44]")
+    return [int(text) for text in texts]
+
+
+def _recipe_file(name: str, recipes: str | Path, where: str) -> Path:
+    file = Path(name) if name.endswith(".py") else Path(recipes) / f"{name}.py"
+    if not file.is_file():
+        known = sorted(path.stem for path in Path(recipes).glob("*.py"))
+        raise InputError(f"{where}: no recipe {name!r:.60}{nearest(name, known)} ({file} is no file)")
+    return file
+
+
+def _arguments(nodes: dict[str, yaml.Node], path: str | Path) -> dict[str, str | list[str]]:
+    arguments: dict[str, str | list[str]] = {}
+    for key, node in nodes.items():
+        if key in NOT_IN_A_STUDY:
+            raise InputError(f"{_where(path, node)}: {key!r} does not belong into a study: {NOT_IN_A_STUDY[key]}")
+        if not isinstance(node, yaml.SequenceNode):
+            arguments[key] = _text(node, key, path)
+            continue
+        arguments[key] = [_text(item, key, path) for item in node.value]
+        if flags := [item for item in arguments[key] if re.match(r"-(?![\d.])", item)]:
+            raise InputError(f"{_where(path, node)}: {key!r}: the item {flags[0]!r:.60} would be read as a flag")
+    return arguments
+
+
+def _stage(node: yaml.Node, path: str | Path, recipes: str | Path, common: dict[Path, dict], first: bool) -> Stage:
+    nodes, where = _mapping(node, path), _where(path, node)
+    if "recipe" not in nodes:
+        raise InputError(f"{where}: a stage needs a `recipe`{nearest('recipe', nodes)}")
+    recipe = _recipe_file(_text(nodes.pop("recipe"), "recipe", path), recipes, where)
+    arguments = common.get(recipe, {}) | _arguments(nodes, path)
+    values = [value for given in arguments.values() for value in (given if isinstance(given, list) else [given])]
+    if not re.fullmatch(r"\d{1,9}", str(arguments.get("seed", 0))):
+        raise InputError(f"{where}: seed: {arguments['seed']!r:.60} is no whole number")
+    refers = any(PREVIOUS in value for value in values)
+    if first and refers:
+        raise InputError(f"{where}: {PREVIOUS} in the first stage of an arm, which has none before it")
+    if not first and not refers:
+        raise InputError(
+            f"{where}: this stage does not use the one before it; say `model_name_or_path: {PREVIOUS}`, which stands "
+            "for its output folder"
+        )
+    return Stage(recipe, arguments, where)
