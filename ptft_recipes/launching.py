@@ -17,9 +17,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from ptft_recipes.errors import InputError, StoppedBySignal, one_line
 from ptft_recipes.interruption import PR_SET_PDEATHSIG
-from ptft_recipes.studies import Cell
+from ptft_recipes.studies import FAILED, FINISHED, NOT_RUN, Cell
 
-FINISHED, FAILED, NOT_RUN = "finished", "failed", "not run"
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]  # `accelerate launch` of this environment
 POLL_SECONDS = 0.2
 TOLD_BY_A_RECIPE = r"\S+\.py: (error|diverged|stopped|interrupted)\b.*"

@@ -135,6 +135,34 @@ def plot_importance(importance: dict[str, float], path: Path) -> None:
     _save(figure, path)
 
 
+def plot_forest(comparison: dict[str, Any], path: Path) -> None:
+    """Draw the mean score of each arm with its interval, and beside it the difference to the baseline with its own.
+
+    Args:
+        comparison: As `comparison.compare_arms` returned it.
+        path: Of the PNG.
+    """
+    arms, metric = comparison["arms"], comparison["metric"]
+    figure, (left, right) = _figure(width=10, height=1.2 + 0.34 * len(arms), columns=2)
+    for axes, value, interval, title in (
+        (left, "mean", "interval", metric),
+        (right, "difference", "difference_interval", f"difference to {comparison['baseline']}"),
+    ):
+        for place, row in enumerate(arms):
+            if row.get(value) is not None:
+                axes.plot(row[value], place, "s", color="tab:blue", markersize=5)
+                if None not in row[interval]:
+                    axes.plot(row[interval], [place, place], color="tab:blue", linewidth=1.5)
+        axes.set(title=title, ylim=(len(arms) - 0.5, -0.5))
+        axes.title.set_parse_math(False)
+        axes.grid(axis="x", alpha=0.3)
+    right.axvline(0, color="black", linewidth=0.8)
+    names = [row["arm"] if len(row["arm"]) <= 40 else row["arm"][:39] + "…" for row in arms]
+    left.set_yticks(range(len(arms)), names, parse_math=False)
+    right.set_yticks(range(len(arms)), [""] * len(arms))
+    _save(figure, path)
+
+
 def _is_score(name: str) -> bool:
     excluded = ("_loss", "_runtime", "_per_second", "_time")
     return name.startswith("eval_") and "/" not in name and not name.endswith(excluded)

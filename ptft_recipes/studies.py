@@ -19,6 +19,7 @@ from ptft_recipes.reporting import write_text
 from ptft_recipes.resuming import differences, is_finished
 from ptft_recipes.study_files import PREVIOUS, STUDY_FILE, Study
 
+FINISHED, FAILED, NOT_RUN = "finished", "failed", "not run"
 _locks: list[FileLock] = []  # of this process, held until it ends
 
 
@@ -75,7 +76,7 @@ def plan_cells(study: Study) -> list[Cell]:
                 if last and key in cells:
                     raise InputError(f"{stage.where}: the arms {cells[key].arm!r} and {arm!r} are the same")
                 if last:
-                    name, folder = f"{arm}-seed{seed}", study.output_dir / "arms" / arm / f"seed-{seed}"
+                    name, folder = f"{arm}-seed{seed}", study.folder(arm, seed)
                 else:
                     name = f"{stage.recipe.stem}-{hashlib.sha256(key[1].encode()).hexdigest()[:8]}"
                     folder = study.output_dir / "stages" / name

@@ -47,6 +47,10 @@ class Study:
     baseline: str
     arms: dict[str, list[Stage]]
 
+    def folder(self, arm: str, seed: int) -> Path:
+        """Return the output folder of the last stage of an arm."""
+        return self.output_dir / "arms" / arm / f"seed-{seed}"
+
 
 def read_study(path: str | Path, recipes: str | Path, output_dir: str | Path | None = None) -> Study:
     """Read a study, strictly.

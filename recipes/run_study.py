@@ -22,8 +22,11 @@ from pathlib import Path
 import torch
 
 from ptft_recipes.cli import parse_args, run_command
-from ptft_recipes.launching import FINISHED, Launcher, run_cells
+from ptft_recipes.comparison import compare_arms, read_arms
+from ptft_recipes.comparison_tables import markdown_of, write_comparison
+from ptft_recipes.launching import Launcher, run_cells
 from ptft_recipes.studies import (
+    FINISHED,
     Progress,
     check_cells,
     describe_left,
@@ -33,6 +36,7 @@ from ptft_recipes.studies import (
     plan_cells,
 )
 from ptft_recipes.study_files import read_study
+from ptft_recipes.study_page import write_page
 
 RECIPES = Path(os.path.relpath(Path(__file__).parent))
 # What differs from the fields' own defaults.
@@ -76,12 +80,19 @@ def main(argv=None):
     open_study(study)
     states = run_cells(cells, launcher, study.output_dir / "logs", Progress(cells, launcher.slots))
 
-    # 5. Evaluate: compare the arms.
-    # 6. Publish: the table and the page.
+    # 5. Evaluate: the arms, on the seeds that are finished; an arm without results is named.
+    folders = {arm: [study.folder(arm, seed) for seed in study.seeds] for arm in study.arms}
+    arms, left_out = read_arms(folders)
+    results = compare_arms(arms, study.baseline if study.baseline in arms else None)
+
+    # 6. Publish: the table, and a page for who did not run it.
+    print(f"\n{markdown_of(results, left_out)}\n{study.output_dir}: report.html, table.md, forest.png", flush=True)
+    write_comparison(study.output_dir, results, left_out)
+    write_page(study.output_dir / "report.html", study, results, left_out, arms, cells, states)
     if failed := [cell.name for cell, state in states.items() if state != FINISHED]:
         print(f"run_study.py: {len(failed)} cells did not finish: {', '.join(failed)}", file=sys.stderr)
         sys.exit(1)
-    return states
+    return results
 
 
 if __name__ == "__main__":

@@ -14,8 +14,18 @@ from conftest import ROOT
 
 from ptft_recipes import launching
 from ptft_recipes.errors import InputError, StoppedBySignal
-from ptft_recipes.launching import FAILED, FINISHED, NOT_RUN, Launcher, run_cells, why_it_failed
-from ptft_recipes.studies import Progress, check_cells, describe_left, estimate_seconds, open_study, plan_cells
+from ptft_recipes.launching import Launcher, run_cells, why_it_failed
+from ptft_recipes.studies import (
+    FAILED,
+    FINISHED,
+    NOT_RUN,
+    Progress,
+    check_cells,
+    describe_left,
+    estimate_seconds,
+    open_study,
+    plan_cells,
+)
 from ptft_recipes.study_files import read_study
 
 CPU = ROOT / "accelerate_configs" / "cpu.yaml"

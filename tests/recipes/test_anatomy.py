@@ -17,7 +17,7 @@ from ptft_recipes.data import DatasetArguments
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 SECTIONS = ["1. Arguments", "2. Data", "3. Model", "4. Train", "5. Evaluate", "6. Publish"]
 TRAINING = [path for path in RECIPES if "trainer.train()" in path.read_text()]
-ABOVE = ["run_study", "search_hyperparameters"]
+ABOVE = ["compare_runs", "run_study", "search_hyperparameters"]
 LOCAL_NAMES = ["run", "raw", "tokenizer", "dataset", "model", "trainer", "results"]
 MAX_LINES, MAX_IMPORTS, MAX_NESTING, MAX_OPTIONS = 126, 15, 3, 40
 

@@ -1,0 +1,116 @@
+"""Folders that look like those of finished runs, written by hand, for what reads them."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from ptft_recipes.metrics import multi_label_scores, regression_scores, single_label_scores
+from ptft_recipes.tag_metrics import tag_metrics, tag_statistics
+
+LABELS = ["approach", "none", "outcome"]
+SINGLE, MULTI = "single_label_classification", "multi_label_classification"
+VERSIONS = {"ptft-recipes": "0.1.0", "python": "3.11.7", "transformers": "5.23.0", "torch": "2.13.0"}
+
+
+def write_run(folder: Path, lines: list[dict], metrics: dict[str, float], data: dict, seed: int = 42, **run) -> Path:
+    """Write the folder of a finished run with the given predictions and scores."""
+    config = {"learning_rate": 1e-4, "output_dir": str(folder), "seed": seed} | run.pop("config", {})
+    data = {"name": "demo/roles", "fingerprint": {"test": "abc"}} | data
+    described = {
+        "recipe": "finetune_cls", "versions": VERSIONS, "commit": "0" * 40, "dirty": False, "seed": seed,
+        "hardware": "a CPU, 2 cores", "processes": 1, "precision": "bf16", "config": config, "data": data,
+        "validation": {next(iter(metrics)): 0.5}, "trainable_parameters": 50, "total_parameters": 200,
+        "seconds": {"train": 5.0, "total": 10.0 + seed % 10}, "peak_memory_gib": {"resident": 1.5},
+    } | run  # fmt: skip
+    scores = {name: {"value": value, "ci95": [0, 1], "n": len(lines)} for name, value in metrics.items()}
+    (folder / "predictions").mkdir(parents=True)
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (folder / "predictions" / "test.jsonl").write_text(text, encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps({"split": "test", "metrics": scores, "run": described}))
+    (folder / "README.md").write_text("card")
+    return folder
+
+
+def write_classifier(folder: Path, right: float, seed: int = 42, rows: int = 200, labels=LABELS, **kwargs) -> Path:
+    """Write a run that classifies; `right` is the share of the rows that it gets right, on average.
+
+    Gold labels are those of every other run; how hard a row is, too.
+    """
+    gold = np.random.default_rng(0).integers(len(labels), size=rows)
+    hard = np.random.default_rng(1).normal(size=rows)
+    own = np.random.default_rng(100 + seed + round(1000 * right))
+    hits = hard + 0.5 * own.normal(size=rows) < np.quantile(hard, right)
+    chosen = np.where(hits, gold, (gold + own.integers(1, len(labels), size=rows)) % len(labels))
+    chances = own.dirichlet(np.ones(len(labels)), size=rows)
+    order = np.sort(chances, axis=1)
+    chances = np.where(np.arange(len(labels)) == chosen[:, None], order[:, -1:], order[:, :1])
+    chances /= chances.sum(axis=1, keepdims=True)
+    metrics = single_label_scores(chances, gold, None, labels)
+    metrics = {"macro_f1": metrics.pop("macro_f1")} | metrics
+    lines = [
+        {"id": f"test.csv:{i}", "gold": labels[g], "predicted": labels[c],
+         "probabilities": dict(zip(labels, np.round(p, 6).tolist(), strict=True))}
+        for i, (g, c, p) in enumerate(zip(gold, chosen, chances, strict=True))
+    ]  # fmt: skip
+    return write_run(folder, lines, metrics, {"problem_type": SINGLE, "label_names": list(labels)}, seed, **kwargs)
+
+
+def write_multi_label(folder: Path, seed: int = 42) -> Path:
+    """Write a run that gives every text any number of labels; one chance was rounded up to one half."""
+    own = np.random.default_rng(seed)
+    gold, chances = own.integers(2, size=(50, 3)), own.random((50, 3))
+    chances[0] = 0.4999999, 0.5, 0.9
+    metrics = multi_label_scores(chances, gold, None, LABELS)
+    lines = [
+        {"id": str(i), "gold": [LABELS[k] for k in np.flatnonzero(g)],
+         "predicted": [LABELS[k] for k in np.flatnonzero(p >= 0.5)],
+         "probabilities": dict(zip(LABELS, np.round(p, 6).tolist(), strict=True))}
+        for i, (g, p) in enumerate(zip(gold, chances, strict=True))
+    ]  # fmt: skip
+    return write_run(folder, lines, metrics, {"problem_type": MULTI, "label_names": LABELS}, seed)
+
+
+def write_regression(folder: Path, seed: int = 42) -> Path:
+    """Write a run that predicts numbers."""
+    own = np.random.default_rng(seed)
+    gold = np.random.default_rng(0).normal(size=60)
+    predicted = gold + 0.3 * own.normal(size=60)
+    metrics = regression_scores(predicted, gold)
+    pairs = zip(gold.tolist(), predicted.tolist(), strict=True)
+    lines = [{"id": str(i), "gold": g, "predicted": p} for i, (g, p) in enumerate(pairs)]
+    return write_run(folder, lines, metrics, {"problem_type": "regression", "label_names": []}, seed)
+
+
+def write_tagger(folder: Path, seed: int = 42) -> Path:
+    """Write a run that tags words; one word is a line separator of Unicode."""
+    own, names = np.random.default_rng(seed), ["O", "B-LOC", "I-LOC"]
+    gold = [["O", "B-LOC", "I-LOC"], ["B-LOC", "O", "O"], ["O", "O", "B-LOC"]] * 10
+    predicted = [tags if own.random() < 0.7 else ["O", "O", "O"] for tags in gold]
+    statistics = tag_statistics(gold, predicted, names, "IOB2")
+    metrics = tag_metrics(SimpleNamespace(predictions=statistics), label_names=names, scheme="IOB2")
+    metrics = {"f1": metrics.pop("f1")} | metrics
+    pairs = zip(gold, predicted, strict=True)
+    lines = [
+        {"id": f"a:{i}", "words": ["x", "\u2028", "z"], "gold": g, "predicted": p} for i, (g, p) in enumerate(pairs)
+    ]
+    return write_run(folder, lines, metrics, {"label_names": names, "scheme": "IOB2"}, seed)
+
+
+def write_language_model(folder: Path, loss: float = 2.0, seed: int = 42, hidden: int = 5) -> Path:
+    """Write a run of masked language modelling: two blocks in each of 20 documents."""
+    own = np.random.default_rng(seed)
+    lines, total = [], 0.0
+    for i in range(40):
+        of_block = loss * hidden * own.uniform(0.8, 1.2)
+        total += of_block
+        lines.append({"document": f"d{i // 2}", "loss_before": 50.0, "tokens_before": hidden, "right_before": 0.0,
+                      "loss": of_block, "tokens": float(hidden), "right": 1.0})  # fmt: skip
+    metrics = {"perplexity": float(np.exp(total / (40 * hidden))), "perplexity_before": 9.0, "accuracy": 1 / hidden}
+    write_run(folder, lines, metrics, {}, seed, recipe="pretrain_mlm")
+    results = json.loads((folder / "results.json").read_text())
+    for score in results["metrics"].values():
+        score["n"] = 20
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
