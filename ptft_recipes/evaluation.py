@@ -50,7 +50,7 @@ def score_test_split(
         counts = confusion_matrix(predicted, prediction.label_ids, len(label_names))
         path = Path(trainer.args.output_dir) / "plots" / "confusion_matrix.png"
         plot_confusion_matrix(counts, label_names, path)
-    lines = _prediction_lines(dataset["id"], prediction, problem_type, label_names)
+    lines = prediction_lines(dataset["id"], prediction, problem_type, label_names)
     return report_test_split(trainer, prediction, metrics, lines, run)
 
 
@@ -78,7 +78,7 @@ def report_test_split(
     if prediction is not None:
         if prediction.label_ids is not None:
             results["metrics"] = _with_intervals(metrics, prediction)
-        _write_lines(Path(trainer.args.output_dir) / "predictions" / "test.jsonl", lines)
+        write_lines(Path(trainer.args.output_dir) / "predictions" / "test.jsonl", lines)
     _finish(trainer, results)
     return results
 
@@ -143,7 +143,7 @@ def score_held_out_text(
             {"document": document} | dict(zip(columns, row, strict=True))
             for document, row in zip(dataset["document"], statistics.tolist(), strict=True)
         )
-        _write_lines(Path(trainer.args.output_dir) / "predictions" / f"{name.replace('/', '_')}.jsonl", blocks)
+        write_lines(Path(trainer.args.output_dir) / "predictions" / f"{name.replace('/', '_')}.jsonl", blocks)
     _finish(trainer, results)
     return results
 
@@ -237,7 +237,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and np.isfinite(value) else None
 
 
-def _prediction_lines(ids, prediction, problem_type: str, label_names: list[str]) -> Iterator[dict[str, Any]]:
+def prediction_lines(ids, prediction, problem_type: str, label_names: list[str]) -> Iterator[dict[str, Any]]:
     """Yield per example: id, gold, predicted, probabilities."""
     logits, gold = prediction.predictions, prediction.label_ids
 
@@ -258,7 +258,8 @@ def _prediction_lines(ids, prediction, problem_type: str, label_names: list[str]
         yield line
 
 
-def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Write JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -25,6 +25,9 @@ EDGES = {
     "demo": {"errors"},
     "electra": {"errors", "modeling", "sparse_head"},
     "embeddings": {"errors", "modeling"},
+    "ensembles": {
+        "data", "errors", "evaluation", "finished_runs", "labels", "metrics", "reporting", "significance",
+    },
     "errors": set(),
     "evaluate_modules": {"metrics"},
     "features": set(),
@@ -73,6 +76,7 @@ EDGES = {
     "sentence_pairs": {"blocks", "collators", "errors"},
     "sentence_prediction": {"errors", "objectives", "perplexity", "pretraining", "sparse_head"},
     "significance": {"resampling"},
+    "soups": {"ensembles", "errors", "finished_runs", "merging", "modeling", "saved_adapters"},
     "sparse_head": set(),
     "splits": {"errors"},
     "studies": {"errors", "evaluation", "reporting", "resuming", "study_files"},

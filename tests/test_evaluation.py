@@ -9,12 +9,12 @@ import pytest
 from transformers import EvalPrediction
 
 from ptft_recipes.evaluation import (
-    _prediction_lines,
     _with_intervals,
-    _write_lines,
     format_score,
     log_results,
+    prediction_lines,
     split_by_class,
+    write_lines,
 )
 from ptft_recipes.metrics import classification_metrics
 
@@ -66,7 +66,7 @@ def test_an_undefined_score_is_null_in_json():
 def test_predictions_are_written_by_name(tmp_path, problem_type, logits, gold, expected):
     path = tmp_path / "predictions" / "test.jsonl"
     prediction = EvalPrediction(np.array(logits), None if gold is None else np.array(gold))
-    _write_lines(path, _prediction_lines(["a", "b"][: len(logits)], prediction, problem_type, ["no", "ja 😀"]))
+    write_lines(path, prediction_lines(["a", "b"][: len(logits)], prediction, problem_type, ["no", "ja 😀"]))
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert lines == [{"id": "ab"[i]} | line for i, line in enumerate(expected)]
 
