@@ -29,7 +29,10 @@ from ptft_recipes.significance import bootstrap_intervals
 logger = logging.getLogger(__name__)
 
 # Of config.json, what may differ between models of one architecture.
-NOT_ARCHITECTURE = ("_name_or_path", "lineage", "transformers_version", "dtype", "id2label", "label2id")
+NOT_ARCHITECTURE = {
+    "_name_or_path", "architectures", "averaged_runs", "dtype", "id2label", "label2id", "lineage", "problem_type",
+    "transformers_version",
+}  # fmt: skip
 # Probabilities are written with six digits: a 0 among them is less than this.
 SMALLEST = 5e-7
 

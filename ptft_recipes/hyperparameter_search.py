@@ -224,7 +224,10 @@ def _tidy(folder: Path) -> None:
 
 
 def format_trial(trial: FrozenTrial, study: optuna.Study, search: Search) -> str:
-    """Return a line of at most 80 columns: how a trial ended, the best so far, and the point of the space."""
+    """Return a line of at most 80 columns: how a trial ended, the best so far, and the point of the space.
+
+    Where the names of the options have no room, it has their values in the order of the space.
+    """
     score = next(reversed(trial.intermediate_values.values()), None) if trial.state == PRUNED else trial.value
     parts = [{COMPLETE: "", PRUNED: "pruned at ", FAILED: "failed"}[trial.state] + _short(score) * (score is not None)]
     if study.get_trials(deepcopy=False, states=(COMPLETE,)):
@@ -232,9 +235,11 @@ def format_trial(trial: FrozenTrial, study: optuna.Study, search: Search) -> str
     same = trial.user_attrs.get("as")
     parts.append(f"{trial.user_attrs.get('seconds', 0):.0f} s" if same is None else f"as trial {same}")
     parts.append(f"{search.trials - trial.number - 1} to go")
-    point = "  ".join(f"{name} {_short(value)}" for name, value in trial.params.items())
-    line = f"trial {trial.number}: {', '.join(parts)}; {trial.user_attrs.get('reason') or point}"
-    return line if len(line) <= LINE else f"{line[: LINE - 1]}…"
+    values = [_short(value) for value in trial.params.values()]
+    named = ", ".join(f"{name} {value}" for name, value in zip(trial.params, values, strict=True))
+    points = [reason] if (reason := trial.user_attrs.get("reason")) else [named, ", ".join(values)]
+    lines = [f"trial {trial.number}: {', '.join(parts)}; {point}" for point in points]
+    return next((line for line in lines if len(line) <= LINE), f"{lines[-1][: LINE - 1]}…")
 
 
 def _short(value: Any) -> str:

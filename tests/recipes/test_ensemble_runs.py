@@ -131,9 +131,9 @@ def test_what_does_not_go_together_is_refused(train, run_cls, run_token_cls, che
     (other,) = train("--max_eval_samples", "32", seeds=(3,))
     with pytest.raises(InputError, match=r"seed_3 does not go with .*seed_1: 32 test rows, there 64"):
         run_ensemble([first, other], tmp_path / "all")
-    rows = [row | {"label": f"new {row['label']}"} for row in topic_rows(64, seed=5)]
-    path = write_csv(tmp_path / "new.csv", rows)
-    (other,) = train(seeds=(4,), train_file=path, validation_file=path, test_file=path)
+    rows = [row | {"label": f"new {row['label']}"} for row in topic_rows(128, seed=5)]
+    paths = [write_csv(tmp_path / f"{i}.csv", rows[64 * i : 64 * i + 64]) for i in range(2)]
+    (other,) = train(seeds=(4,), train_file=paths[0], validation_file=paths[0], test_file=paths[1])
     with pytest.raises(InputError, match=r"seed_4 does not go with .*: other labels: only here new markets"):
         run_ensemble([first, other], tmp_path / "all")
     (other,) = train(seeds=(5,), model_name_or_path=checkpoints["roberta"])
@@ -143,7 +143,9 @@ def test_what_does_not_go_together_is_refused(train, run_cls, run_token_cls, che
     with pytest.raises(InputError, match="a run of finetune_token_cls, not of a sequence classifier"):
         run_ensemble([tmp_path / "tags", first], tmp_path / "all")
     (bottleneck,) = train("--tuning", "bottleneck", "--tuning_kwargs", "reduction_factor=4", seeds=(6,))
-    with pytest.raises(InputError, match=r"seed_6: bottleneck adapter cannot be merged.*; --soups false"):
+    with pytest.raises(
+        InputError, match=r"seed_6: bottleneck: a bottleneck adapter cannot be merged.*; --soups false"
+    ):
         run_ensemble([first, bottleneck], tmp_path / "soups")
     report = run_ensemble([first, bottleneck], tmp_path / "outputs", "--soups", "false")
     assert "vote" in report["systems"]
