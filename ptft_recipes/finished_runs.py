@@ -20,6 +20,7 @@ from ptft_recipes.tag_metrics import tag_metrics, tag_statistics
 PREDICTIONS = "predictions/test.jsonl"
 # A score that is made again may differ by this much, because probabilities are written with six digits.
 TOLERANCE = 0.005
+DIGITS = 1e-6
 
 Scores = Callable[[np.ndarray], dict[str, float]]
 
@@ -221,16 +222,27 @@ def classifier_scores(lines: list[dict[str, Any]], problem_type: str, names: lis
             np.array([[name in row for name in names] for row in some], dtype=np.int64) for some in (gold, predicted)
         )
         # They are written with six digits: what was a bit below one half must stay there.
-        chances = np.where(chosen > 0, np.maximum(chances, 0.5), np.minimum(chances, np.nextafter(0.5, 0)))
+        kept = np.where(chosen > 0, np.maximum(chances, 0.5), np.minimum(chances, np.nextafter(0.5, 0)))
+        _check_predicted(np.abs(kept - chances).max(axis=1), lines)
+        chances = kept
         return lambda weights: multi_label_scores(chances, labels, weights, names), None
     labels, chosen = (np.array([number[label] for label in some]) for some in (gold, predicted))
-    chances[np.arange(len(lines)), chosen] += 1e-6  # likewise the highest must stay the highest
+    rows = np.arange(len(lines))
+    _check_predicted(chances.max(axis=1) - chances[rows, chosen], lines)
+    chances[rows, chosen] += DIGITS  # likewise the highest must stay the highest
     one_hot = np.eye(len(names))
     statistics = np.hstack([one_hot[labels] * (labels == chosen)[:, None], one_hot[chosen], one_hot[labels]])
     return (
         lambda weights: single_label_scores(chances, labels, weights, names),
         lambda weights: scores_of_counts(weights @ statistics, names),
     )
+
+
+def _check_predicted(off: np.ndarray, lines: list[dict[str, Any]]) -> None:
+    """Raise an InputError if a predicted label is not what its probabilities say, by more than their digits."""
+    if (off > 2 * DIGITS).any():
+        line = lines[int(off.argmax())]
+        raise InputError(f"{PREDICTIONS}: {line['predicted']!r:.60} is not what the probabilities of {line['id']} say")
 
 
 def _masked_language_model(lines: list[dict[str, Any]]):

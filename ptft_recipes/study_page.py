@@ -37,8 +37,10 @@ td.wrap { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
 tr.baseline { background: var(--soft); } .better { color: var(--good); } .worse, .failed { color: var(--bad); }
 thead th:first-child, tbody th { position: sticky; left: 0; background: var(--back); }
 thead th:first-child, tr.baseline > th { background: var(--soft); }
-svg { display: block; } svg text { font: 10px system-ui, sans-serif; fill: var(--dim); } svg .grid { stroke: var(--line); }
-svg .zero { stroke: var(--dim); stroke-dasharray: 3 2; } svg .interval { stroke: var(--mark); stroke-width: 2; }
+svg { display: block; } svg text { font: 10px system-ui, sans-serif; fill: var(--dim); }
+svg .grid { stroke: var(--line); }
+svg .zero { stroke: var(--dim); stroke-dasharray: 3 2; }
+svg .interval { stroke: var(--mark); stroke-width: 2; }
 svg .value { fill: var(--mark); } svg .seed { fill: var(--seed); opacity: .4; }
 pre { background: var(--soft); border: 1px solid var(--line); border-radius: 6px; padding: .8rem; overflow-x: auto;
       font-size: .8125rem; line-height: 1.4; } code { font-size: .875em; overflow-wrap: anywhere; }

@@ -38,7 +38,6 @@ from ptft_recipes.studies import (
 from ptft_recipes.study_files import read_study
 from ptft_recipes.study_page import write_page
 
-RECIPES = Path(os.path.relpath(Path(__file__).parent))
 # What differs from the fields' own defaults.
 DEFAULTS = {"study": "recipes/configs/run_study/aclsum_roles.yaml"}
 
@@ -59,13 +58,14 @@ def main(argv=None):
     data_args, _ = parse_args((DataArguments,), DEFAULTS, argv, __doc__)
 
     # 2. Data: the study, read strictly; every recipe checks the arguments of its cells before anything runs.
-    study = read_study(data_args.study, RECIPES, data_args.output_dir)
+    recipes = Path(os.path.relpath(Path(__file__).parent))
+    study = read_study(data_args.study, recipes, data_args.output_dir)
     cells = plan_cells(study)
     check_cells(cells)
 
     # 3. Model: what a cell trains is up to its recipe; here, on what it runs.
     name = "single_gpu.yaml" if torch.cuda.is_available() else "cpu.yaml"
-    file = data_args.accelerate_config or RECIPES.parent / "accelerate_configs" / name
+    file = data_args.accelerate_config or os.path.relpath(Path(__file__).parents[1] / "accelerate_configs" / name)
     launcher = Launcher(file, data_args.parallel)
     estimates = estimate_seconds(cells)
     print(f"study: {study.output_dir}, {len(cells)} cells, {len(cells) - len(estimates)} of them finished")

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ptft_recipes.cli import parse_args, run_command
-from ptft_recipes.hyperparameter_search import open_study, plot_study, run_trials, run_winner
+from ptft_recipes.hyperparameter_search import open_study, run_trials, run_winner
 from ptft_recipes.logs import log_to_stdout
+from ptft_recipes.search_report import plot_study
 from ptft_recipes.search_space import read_search
 
 # What differs from the fields' own defaults.

@@ -346,3 +346,17 @@ def subjects(checkpoints, topics, tagged, corpus, tmp_path_factory):
         return made[name]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def without_accelerate(tmp_path_factory):
+    """Start the cells of studies by a launcher that, like accelerate's, waits for a child, but imports nothing."""
+    from ptft_recipes import launching
+
+    code = "import subprocess, sys; i = next(i for i, word in enumerate(sys.argv) if word.endswith('.py'))\n"
+    code += "sys.exit(subprocess.run([sys.executable, *sys.argv[i:]]).returncode and 1)"
+    launcher = tmp_path_factory.mktemp("launcher") / "launcher"
+    launcher.write_text(code)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launching, "LAUNCH", [sys.executable, str(launcher)])
+        yield

