@@ -116,7 +116,7 @@ def plot_trials(scores: list[float | None], pruned: list[bool], metric: str, max
     axes.set(xlabel="trial", ylabel=f"validation {metric}")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=9)
+    figure.legend(loc="outside upper center", ncols=4, fontsize=9)
     _save(figure, path)
 
 
