@@ -29,22 +29,21 @@ UNNAMED = ""
 Arms = dict[str, list[FinishedRun]]
 
 
-def find_arms(runs: Sequence[str], recipes: str | Path) -> tuple[dict[str, list[Path]], str | None]:
+def find_arms(runs: Sequence[str]) -> tuple[dict[str, list[Path]], str | None, list[str]]:
     """Return the folders of arms that a command line names.
 
     Args:
         runs: Folders of runs, `name=pattern` of folders that make an arm, or the folder of a study.
-        recipes: Folder of the recipes that a study names.
 
     Returns:
-        Per arm its folders, under `UNNAMED` those whose arm their configuration decides; and the baseline that a study
-        names.
+        Per arm its folders, under `UNNAMED` those whose arm their configuration decides; the baseline that a study
+        names; and what is to be said of its arms.
 
     Raises:
         InputError: A pattern that matches nothing, or a study that cannot be read.
     """
     arms: dict[str, list[Path]] = {}
-    baseline = None
+    baseline, remarks = None, []
     for text in runs:
         name, equals, pattern = text.partition("=")
         if not equals or os.path.exists(text):
@@ -54,13 +53,14 @@ def find_arms(runs: Sequence[str], recipes: str | Path) -> tuple[dict[str, list[
             raise InputError(f"--runs {text}: no such folder")
         for folder in found:
             if (folder / STUDY_FILE).is_file():
-                study = read_study(folder / STUDY_FILE, recipes, folder)
+                study = read_study(folder / STUDY_FILE, None, folder)
                 baseline = baseline or study.baseline
+                remarks += study.shared_stages()
                 for arm in study.arms:
                     arms.setdefault(arm, []).extend(study.folder(arm, seed) for seed in study.seeds)
             else:
                 arms.setdefault(name, []).append(folder)
-    return arms, baseline
+    return arms, baseline, remarks
 
 
 def read_arms(folders: dict[str, Iterable[Path]]) -> tuple[Arms, list[str]]:
@@ -78,7 +78,10 @@ def read_arms(folders: dict[str, Iterable[Path]]) -> tuple[Arms, list[str]]:
     """
     runs, left_out = [], []
     for name, paths in folders.items():
-        for path in dict.fromkeys(paths):
+        if name != UNNAMED and (missing := [path for path in paths if not path.exists()]):
+            where = ", ".join(path.name for path in missing)
+            left_out.append(f"{name}: not there: {where} in {missing[0].parent}")
+        for path in dict.fromkeys(path for path in paths if name == UNNAMED or path.exists()):
             try:
                 runs.append((name, read_run(path)))
             except InputError as error:
@@ -179,13 +182,18 @@ def compare_arms(
         confidence: Coverage of the intervals.
 
     Returns:
-        `{"metric", "baseline", "confidence", "rows_of_test", "test", "arms": [one row per arm]}`, as JSON has it; in a
-        row `p` is corrected by Holm's method over the arms, and `detectable` the smallest true difference that these
-        test examples show with a chance of 80 % (at 5 %, uncorrected), were there ever so many seeds.
+        `{"metric", "baseline", "confidence", "rows_of_test", "test", "arms": [one row per arm]}`, as JSON has it, and
+        `remarks` and `left_out`, empty, for what `find_arms` and `read_arms` say. In a row, `p` is corrected by Holm's
+        method over the arms, and `detectable` is the smallest true difference that these test examples show with a
+        chance of 80 % (at 5 %, uncorrected), were there ever so many seeds.
 
     Raises:
-        InputError: No such arm or metric.
+        InputError: No such arm or metric, or options that make no interval.
     """
+    if not 0 < confidence < 1:
+        raise InputError(f"--confidence {confidence}: give a share between 0 and 1, such as 0.95")
+    if resamples < 100:
+        raise InputError(f"--resamples {resamples}: too few for an interval; give 1000, or at least 100")
     baseline = next(iter(arms)) if baseline is None else baseline
     if baseline not in arms:
         raise InputError(
@@ -214,6 +222,8 @@ def compare_arms(
         "rows_of_test": len(first.ids),
         "test": {"name": first.run["data"].get("name"), "fingerprint": first.run["data"]["fingerprint"].get("test")},
         "arms": rows,
+        "remarks": [],
+        "left_out": [],
     }
 
 

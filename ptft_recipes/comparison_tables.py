@@ -66,12 +66,11 @@ def _weights(row: dict[str, Any]) -> str:
     return f"{moving:,} ({moving / total:.1%})" if moving and total else ""
 
 
-def notes_of(comparison: dict[str, Any], left_out: list[str]) -> list[str]:
+def notes_of(comparison: dict[str, Any]) -> list[str]:
     """Say in words what the numbers of the table are, and what is not in it.
 
     Args:
-        comparison: As `compare_arms` returned it.
-        left_out: As `read_arms` returned it.
+        comparison: As `compare_arms` returned it, with its `remarks` and with what was `left_out`.
     """
     metric, share = comparison["metric"], f"{100 * comparison['confidence']:.0f} %"
     compared = [row for row in comparison["arms"] if row.get("p") is not None]
@@ -106,20 +105,19 @@ def notes_of(comparison: dict[str, Any], left_out: list[str]) -> list[str]:
         )
     if any(row["resumed"] for row in comparison["arms"]):
         notes.append("≥: some of these runs were interrupted, and have the seconds since then only.")
-    return notes + [f"Left out: {why}" for why in left_out]
+    return notes + comparison["remarks"] + [f"Left out: {why}" for why in comparison["left_out"]]
 
 
-def markdown_of(comparison: dict[str, Any], left_out: list[str]) -> str:
+def markdown_of(comparison: dict[str, Any]) -> str:
     """Return the table with its notes as Markdown.
 
     Args:
-        comparison: As `compare_arms` returned it.
-        left_out: As `read_arms` returned it.
+        comparison: As for `notes_of`.
     """
     headings, rows = table_of(comparison)
     lines = [headings, ["---"] * len(headings), *rows]
     table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-    return "\n\n".join([table, *notes_of(comparison, left_out)]) + "\n"
+    return "\n\n".join([table, *notes_of(comparison)]) + "\n"
 
 
 def csv_of(comparison: dict[str, Any]) -> str:
@@ -143,18 +141,17 @@ def csv_of(comparison: dict[str, Any]) -> str:
     return file.getvalue()
 
 
-def write_comparison(output_dir: str | Path, comparison: dict[str, Any], left_out: list[str]) -> None:
+def write_comparison(output_dir: str | Path, comparison: dict[str, Any]) -> None:
     """Write `table.md`, `table.csv`, `table.json` and `forest.png`.
 
     Args:
         output_dir: Folder; made if it is not there.
-        comparison: As `compare_arms` returned it.
-        left_out: As `read_arms` returned it.
+        comparison: As for `notes_of`.
     """
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_text(output_dir / "table.md", markdown_of(comparison, left_out))
+    write_text(output_dir / "table.md", markdown_of(comparison))
     write_text(output_dir / "table.csv", csv_of(comparison))
-    content = comparison | {"left_out": left_out}
-    write_text(output_dir / "table.json", json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(comparison, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(output_dir / "table.json", f"{text}\n")
     plot_forest(comparison, output_dir / "forest.png")

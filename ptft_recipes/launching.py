@@ -20,6 +20,7 @@ from ptft_recipes.interruption import PR_SET_PDEATHSIG
 from ptft_recipes.studies import FAILED, FINISHED, NOT_RUN, Cell
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]  # `accelerate launch` of this environment
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: not in a child that is being forked
 POLL_SECONDS = 0.2
 TOLD_BY_A_RECIPE = r"\S+\.py: (error|diverged|stopped|interrupted)\b.*"
 
@@ -104,7 +105,7 @@ def _visible_gpus() -> list[str]:
 
 def _die_with_parent() -> None:
     # The launcher ends when this process does, however that ends; the recipe then saves, by `follow_launcher`.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def run_cells(

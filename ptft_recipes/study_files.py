@@ -51,13 +51,26 @@ class Study:
         """Return the output folder of the last stage of an arm."""
         return self.output_dir / "arms" / arm / f"seed-{seed}"
 
+    def shared_stages(self) -> list[str]:
+        """Say which arms have a stage with a seed of its own, whose chance no interval over the seeds contains."""
+        arms: dict[str, list[str]] = {}
+        for arm, stages in self.arms.items():
+            for stage in stages[:-1]:
+                if "seed" in stage.arguments:
+                    arms.setdefault(f"{stage.recipe.stem} (seed {stage.arguments['seed']})", []).append(arm)
+        return [
+            f"{', '.join(names)}: all seeds start from one run of {stage}; the intervals do not hold the chance of it."
+            for stage, names in arms.items()
+        ]
 
-def read_study(path: str | Path, recipes: str | Path, output_dir: str | Path | None = None) -> Study:
+
+def read_study(path: str | Path, recipes: str | Path | None, output_dir: str | Path | None = None) -> Study:
     """Read a study, strictly.
 
     Args:
         path: Of the YAML file.
-        recipes: Folder in which a recipe that is given by its name lies; one of your own is given by its path.
+        recipes: Folder in which a recipe that is given by its name lies; one of your own is given by its path. None to
+            read a study that is not to be run: the recipes need not be there.
         output_dir: Instead of the one that the study names, or else of `runs/<name of the file>`.
 
     Raises:
@@ -148,9 +161,13 @@ def _seeds(node: yaml.Node, path: str | Path) -> list[int]:
     return [int(text) for text in texts]
 
 
-def _recipe_file(name: str, recipes: str | Path, where: str) -> Path:
-    file = Path(name) if name.endswith(".py") else Path(recipes) / f"{name}.py"
-    if not file.is_file():
+def _recipe_file(name: str, recipes: str | Path | None, where: str) -> Path:
+    if not name.endswith(".py") and not re.fullmatch(r"\w+", name):
+        raise InputError(
+            f"{where}: the recipe {name!r:.60} is no name; one of your own is given by its path, with .py"
+        )
+    file = Path(name) if name.endswith(".py") else Path(recipes or "") / f"{name}.py"
+    if recipes is not None and not file.is_file():
         known = sorted(path.stem for path in Path(recipes).glob("*.py"))
         raise InputError(f"{where}: no recipe {name!r:.60}{nearest(name, known)} ({file} is no file)")
     return file
@@ -170,7 +187,9 @@ def _arguments(nodes: dict[str, yaml.Node], path: str | Path) -> dict[str, str |
     return arguments
 
 
-def _stage(node: yaml.Node, path: str | Path, recipes: str | Path, common: dict[Path, dict], first: bool) -> Stage:
+def _stage(
+    node: yaml.Node, path: str | Path, recipes: str | Path | None, common: dict[Path, dict], first: bool
+) -> Stage:
     nodes, where = _mapping(node, path), _where(path, node)
     if "recipe" not in nodes:
         raise InputError(f"{where}: a stage needs a `recipe`{nearest('recipe', nodes)}")

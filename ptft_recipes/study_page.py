@@ -52,7 +52,6 @@ def write_page(
     path: Path,
     study: Study,
     comparison: dict[str, Any],
-    left_out: list[str],
     arms: Arms,
     cells: list[Cell],
     states: dict[Cell, str],
@@ -62,9 +61,8 @@ def write_page(
     Args:
         path: Of the HTML file.
         study: As read.
-        comparison: Of its arms.
-        left_out: As `read_arms` returned it.
-        arms: Likewise.
+        comparison: Of its arms, as for `notes_of`.
+        arms: As `read_arms` returned them.
         cells: Of the study.
         states: As `run_cells` returned them.
     """
@@ -78,7 +76,7 @@ def write_page(
         f"<h2>{escape(comparison['metric'])} and its differences</h2>",
         _forest(comparison),
         '<p class="dim">Squares: means over seeds. Lines: intervals. Pale dots: single seeds.</p>',
-        _list(escape(note) for note in notes_of(comparison, left_out)),
+        _list(escape(note) for note in notes_of(comparison)),
         "<h2>What an arm costs</h2>",
         _costs(comparison),
         "<h2>Every run</h2>",

@@ -13,7 +13,6 @@ example, so that differences are paired; runs on other test data are left out, a
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ptft_recipes.cli import parse_args, run_command
 from ptft_recipes.comparison import compare_arms, find_arms, read_arms
@@ -40,7 +39,7 @@ def main(argv=None):
     data_args, _ = parse_args((DataArguments,), DEFAULTS, argv, __doc__)
 
     # 2. Data: finished runs, by arm; what cannot be compared is named, and the rest goes on.
-    folders, baseline = find_arms(data_args.runs, Path(__file__).parent)
+    folders, baseline, remarks = find_arms(data_args.runs)
     arms, left_out = read_arms(folders)
 
     # 3. Model: none; the runs have predicted already.
@@ -50,11 +49,12 @@ def main(argv=None):
     # 5. Evaluate: means over seeds, and differences paired by test example and seed.
     baseline = data_args.baseline or baseline
     results = compare_arms(arms, baseline, data_args.metric, data_args.resamples, data_args.confidence)
+    results |= {"remarks": remarks, "left_out": left_out}
 
     # 6. Publish: the table.
-    print(markdown_of(results, left_out), end="")
+    print(markdown_of(results), end="")
     if data_args.output_dir:
-        write_comparison(data_args.output_dir, results, left_out)
+        write_comparison(data_args.output_dir, results)
     return results
 
 

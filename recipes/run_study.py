@@ -84,11 +84,12 @@ def main(argv=None):
     folders = {arm: [study.folder(arm, seed) for seed in study.seeds] for arm in study.arms}
     arms, left_out = read_arms(folders)
     results = compare_arms(arms, study.baseline if study.baseline in arms else None)
+    results |= {"remarks": study.shared_stages(), "left_out": left_out}
 
     # 6. Publish: the table, and a page for who did not run it.
-    print(f"\n{markdown_of(results, left_out)}\n{study.output_dir}: report.html, table.md, forest.png", flush=True)
-    write_comparison(study.output_dir, results, left_out)
-    write_page(study.output_dir / "report.html", study, results, left_out, arms, cells, states)
+    print(f"\n{markdown_of(results)}\n{study.output_dir}: report.html, table.md, forest.png", flush=True)
+    write_comparison(study.output_dir, results)
+    write_page(study.output_dir / "report.html", study, results, arms, cells, states)
     if failed := [cell.name for cell, state in states.items() if state != FINISHED]:
         print(f"run_study.py: {len(failed)} cells did not finish: {', '.join(failed)}", file=sys.stderr)
         sys.exit(1)

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from ptft_recipes import cli
 from ptft_recipes.cli import parse_args, run_command
 from ptft_recipes.errors import InputError, PushError, ResourceError, StoppedBySignal
+from ptft_recipes.modeling import ModelArguments
 
 DEFAULTS = {"learning_rate": 1e-4, "color": "red"}
 
@@ -170,6 +171,20 @@ def test_the_configuration_repeats_the_run(tmp_path):
     assert again[1].learning_rate == 1e-4
     assert again[1].per_device_train_batch_size == 8
     assert again[-1] == first[-1]
+
+
+def test_the_configuration_is_printed_when_it_is_asked_for(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--size", "4", "--tags", "a", "b: c", "--print_config")
+    assert stop.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed == parse("--size", "4", "--tags", "a", "b: c")[-1]
+    assert "--learning_rate: -1.0 is out of range" in fails(capsys, "--print_config", "--learning_rate", "-1")
+
+
+def test_weights_that_can_only_be_new_are_recorded_as_new(tmp_path):
+    config = parse_args((ModelArguments,), {"model_name_or_path": "demo/electra"}, [])[-1]
+    assert config == {"model_name_or_path": "demo/electra", "from_scratch": True}
 
 
 def test_the_configuration_holds_nothing_that_was_not_asked_for():

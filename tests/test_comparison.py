@@ -68,12 +68,12 @@ class TestCompare:
         assert [row["p"] for row in rows] == pytest.approx(holm([row["p_uncorrected"] for row in rows]))
 
     def test_another_metric_and_baseline(self, arms):
-        found = compare_arms(arms, baseline="same", metric="accuracy", resamples=50)
+        found = compare_arms(arms, baseline="same", metric="accuracy", resamples=100)
         assert row_of(found, "base")["scores"] == pytest.approx(
             [run.metrics["accuracy"]["value"] for run in arms["base"]]
         )
         assert row_of(found, "base")["difference"] < 0 or row_of(found, "same")["mean"] < row_of(found, "base")["mean"]
-        roc_auc = compare_arms(arms, metric="roc_auc", resamples=20)  # which counts do not make
+        roc_auc = compare_arms(arms, metric="roc_auc", resamples=100)  # which counts do not make
         assert row_of(roc_auc, "base")["mean"] == pytest.approx(
             np.mean([run.metrics["roc_auc"]["value"] for run in arms["base"]]), abs=1e-3
         )
@@ -81,6 +81,8 @@ class TestCompare:
     @pytest.mark.parametrize(("options", "message"), [
         ({"baseline": "bse"}, "--baseline bse: no such arm with results; did you mean 'base'?"),
         ({"metric": "f1"}, "no metric 'f1'"),
+        ({"confidence": 95.0}, "--confidence 95.0: give a share between 0 and 1"),
+        ({"resamples": 10}, "--resamples 10: too few for an interval"),
     ])  # fmt: skip
     def test_what_is_not_there_is_named(self, arms, options, message):
         with pytest.raises(InputError, match=message.replace("?", r"\?")):
@@ -131,43 +133,47 @@ class TestArms:
         for seed in (1, 2):
             write_classifier(tmp_path / f"lora_{seed}", 0.8, seed, config={"tuning": "lora"})
             write_classifier(tmp_path / f"full_{seed}", 0.7, seed)
-        folders, baseline = find_arms([f"{tmp_path}/*_?"], tmp_path)
+        folders, baseline, remarks = find_arms([f"{tmp_path}/*_?"])
         arms, left_out = read_arms(folders)
-        assert (baseline, left_out) == (None, [])
+        assert (baseline, remarks, left_out) == (None, [], [])
         assert {name: [run.seed for run in runs] for name, runs in arms.items()} == {"full": [1, 2], "lora": [1, 2]}
 
     def test_their_settings_name_them_where_folders_do_not(self, tmp_path):
         for seed, config in enumerate([{}, {"tuning": "lora"}, {"tuning": "lora", "learning_rate": 1e-3}]):
             write_classifier(tmp_path / str(seed), 0.7, seed, config=config)
-        arms, _ = read_arms(find_arms([f"{tmp_path}/*"], tmp_path)[0])
+        arms, _ = read_arms(find_arms([f"{tmp_path}/*"])[0])
         assert list(arms) == ["learning_rate=0.0001", "learning_rate=0.0001 tuning=lora",
                               "learning_rate=0.001 tuning=lora"]  # fmt: skip
 
     def test_names_are_given_with_a_pattern(self, tmp_path):
         write_arm(tmp_path / "a=b", 0.7, [1, 2])
-        folders, _ = find_arms([f"mine={tmp_path}/a=b/seed-*"], tmp_path)
+        folders, *_ = find_arms([f"mine={tmp_path}/a=b/seed-*"])
         assert [len(found) for name, found in folders.items() if name == "mine"] == [2]
-        folders, _ = find_arms([f"{tmp_path}/a=b/seed-1"], tmp_path)
+        folders, *_ = find_arms([f"{tmp_path}/a=b/seed-1"])
         assert list(folders) == [""]
 
-    def test_a_pattern_without_a_match_is_refused(self, tmp_path):
+    def test_a_pattern_without_a_match_is_refused(self):
         with pytest.raises(InputError, match="--runs x=nothing/here: no such folder"):
-            find_arms(["x=nothing/here"], tmp_path)
+            find_arms(["x=nothing/here"])
 
     def test_a_study_names_its_arms_and_its_baseline(self, tmp_path):
-        (tmp_path / "some.py").touch()
-        study = (
-            "seeds: [1, 2]\nbaseline: b\narms: {a: {recipe: some}, b: {recipe: some, x: 1}, c: {recipe: some, x: 2}}"
-        )
-        (tmp_path / "study.yaml").write_text(study)
+        c = "[{recipe: pretrain_mlm, seed: 7}, {recipe: some, model_name_or_path: <previous>}]"
+        study = f"seeds: [1, 2]\nbaseline: b\narms: {{a: {{recipe: some}}, b: {{recipe: some, x: 1}}, c: {c}}}"
+        (tmp_path / "study.yaml").write_text(study)  # whose recipes are not here
         write_arm(tmp_path / "arms" / "a", 0.7, [1, 2])
-        write_arm(tmp_path / "arms" / "b", 0.7, [1, 2])
-        folders, baseline = find_arms([str(tmp_path)], tmp_path)
+        write_arm(tmp_path / "arms" / "b", 0.7, [1])
+        folders, baseline, remarks = find_arms([str(tmp_path)])
         arms, left_out = read_arms(folders)
         assert baseline == "b"
-        assert list(arms) == ["a", "b"]
-        assert left_out[-1] == "c: an arm without results"
-        assert len([line for line in left_out if "arms/c/seed-" in line]) == 2
+        assert {name: len(runs) for name, runs in arms.items()} == {"a": 2, "b": 1}
+        assert left_out == [
+            f"b: not there: seed-2 in {tmp_path}/arms/b",
+            f"c: not there: seed-1, seed-2 in {tmp_path}/arms/c",
+            "c: an arm without results",
+        ]
+        assert remarks == [
+            "c: all seeds start from one run of pretrain_mlm (seed 7); the intervals do not hold the chance of it."
+        ]
 
     def test_what_cannot_be_compared_is_named_and_the_rest_goes_on(self, tmp_path):
         runs = write_arm(tmp_path / "a", 0.7, [1, 2, 3])
@@ -189,7 +195,7 @@ class TestArms:
         assert "b: an arm without results" in text
 
     def test_nothing_left_is_an_error(self, tmp_path):
-        with pytest.raises(InputError, match=r"no finished run to compare: .*gone: no folder"):
+        with pytest.raises(InputError, match="no finished run to compare: a: not there: gone in "):
             read_arms({"a": [tmp_path / "gone"]})
 
 
@@ -202,4 +208,26 @@ def test_language_models_are_compared_by_document(tmp_path):
     assert (left_out, found["metric"], found["rows_of_test"]) == ([], "perplexity", 20)
     assert row_of(found, "b")["difference"] < -1
     assert row_of(found, "b")["p"] < 0.01
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_score_that_is_undefined_is_null(tmp_path):
+    # No row has the last label: its ROC curve is undefined, and so is the mean over the labels.
+    labels = ["approach", "none", "outcome", "never"]
+    for arm, right in (("a", 0.7), ("b", 0.8)):
+        for seed in (1, 2):
+            folder = write_classifier(tmp_path / f"{arm}_{seed}", right, seed)
+            path = folder / "results.json"
+            results = json.loads(path.read_text())
+            results["run"]["data"]["label_names"] = labels
+            results["metrics"] = {"roc_auc": {"value": None, "n": 200}, "accuracy": results["metrics"]["accuracy"]}
+            path.write_text(json.dumps(results))
+            lines = folder / "predictions" / "test.jsonl"
+            lines.write_text(lines.read_text().replace('"probabilities": {', '"probabilities": {"never": 0.0, '))
+    arms, left_out = read_arms({arm: sorted(tmp_path.glob(f"{arm}_*")) for arm in "ab"})
+    found = compare_arms(arms, metric="roc_auc", resamples=100)
+    row = row_of(found, "b")
+    assert left_out == []
+    assert (row["mean"], row["difference"], row["p_uncorrected"], row["detectable"]) == (None,) * 4
+    assert "p" not in row
     json.dumps(found, allow_nan=False)

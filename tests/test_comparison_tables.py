@@ -38,17 +38,18 @@ def test_the_table_says_what_the_numbers_say(comparison):
 
 
 def test_notes_say_what_is_not_obvious(comparison):
-    notes = "\n".join(notes_of(comparison, ["runs/x: no folder"]))
+    said = {"remarks": ["One thing."], "left_out": ["runs/x: no folder"]}
+    notes = "\n".join(notes_of(comparison | said))
     assert "on the 200 test rows of demo/roles (fingerprint abc)" in notes
     assert "† One seed: over the test rows alone" in notes
     assert "corrected for 2 comparisons by Holm's method" in notes
     assert "one: its difference is on the seeds that base has too, 2." in notes
     assert "would show on this test set with a chance of 80 %" in notes
-    assert notes.endswith("Left out: runs/x: no folder")
+    assert notes.endswith("\nOne thing.\nLeft out: runs/x: no folder")
 
 
 def test_markdown_has_a_row_per_arm(comparison):
-    lines = markdown_of(comparison, []).splitlines()
+    lines = markdown_of(comparison).splitlines()
     rows = [line for line in lines if line.startswith("|")]
     assert len(rows) == 2 + 3
     assert "| a\\|b |" in rows[3]
@@ -65,7 +66,7 @@ def test_csv_has_the_numbers(comparison):
 
 
 def test_files(comparison, tmp_path):
-    write_comparison(tmp_path / "table", comparison, ["x"])
+    write_comparison(tmp_path / "table", comparison | {"left_out": ["x"]})
     files = {path.name: path for path in (tmp_path / "table").iterdir()}
     assert set(files) == {"table.md", "table.csv", "table.json", "forest.png"}
     assert files["forest.png"].read_bytes().startswith(b"\x89PNG")

@@ -12,7 +12,7 @@ from ptft_recipes import resuming
 from ptft_recipes.checkpoints import seal_checkpoint
 from ptft_recipes.errors import InputError
 from ptft_recipes.reporting import write_yaml
-from ptft_recipes.resuming import check_same_run, claim_output_dir, identify
+from ptft_recipes.resuming import check_same_run, claim_output_dir, differences, identify, is_finished
 
 DATA = {"fingerprint": {"train": "aa", "validation": "bb", "test": "cc"}}
 
@@ -288,3 +288,19 @@ def test_a_folder_that_is_read_only_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="is no folder that can be written to"):
         claim(tmp_path / "run")
+
+
+def test_a_run_is_finished_when_its_card_is_written(tmp_path):
+    assert not is_finished(tmp_path)
+    (tmp_path / "results.json").touch()
+    assert is_finished(tmp_path), "what trains nothing has no card"
+    (tmp_path / "checkpoint-5").mkdir()
+    assert not is_finished(tmp_path)
+    (tmp_path / "README.md").touch()
+    assert is_finished(tmp_path)
+
+
+def test_more_epochs_are_a_difference_to_a_finished_run():
+    then, now = ({"config": {"num_train_epochs": epochs, "logging_steps": epochs}} for epochs in (2.0, 3.0))
+    assert differences(then, now) == {}
+    assert differences(then, now, may_grow=False) == {"num_train_epochs": (2.0, 3.0)}

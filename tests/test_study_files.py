@@ -80,6 +80,7 @@ def test_the_folder_of_a_shared_stage_does_not_depend_on_where_the_study_lies(tm
     ("  plain:\n", "  a/b:\n", "the arm 'a/b' names a folder"),
     ("  slow:\n", "  plain:\n", "'plain' stands here a second time"),
     ("_cls\n  slow", "_cl\n  slow", "mine.yaml:7: no recipe 'finetune_cl'; did you mean 'finetune_cls'?"),
+    ("_cls\n  slow", "_cls/../x\n  slow", "the recipe 'finetune_cls/../x' is no name"),
     ("slow:\n    recipe: finetune_cls\n", "slow:\n    recpie: x\n", "a stage needs a `recipe`; did you mean"),
     ("    learning_rate: 1e-5\n", "    learning_rate:\n", "'learning_rate' has no value"),
     ("    learning_rate: 1e-5\n", "    seed: 5\n", "the seeds of an arm's last stage are those under `seeds`"),

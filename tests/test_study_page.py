@@ -61,8 +61,8 @@ def page(tmp_path_factory):
             path.write_text(path.read_text().replace(f'"seed": {cell.seed + 10}', f'"seed": {cell.seed}'))
     arms, left_out = read_arms({arm: [study.folder(arm, seed) for seed in study.seeds] for arm in study.arms})
     states = {cell: FINISHED if cell.is_finished() else FAILED for cell in cells}
-    comparison = compare_arms(arms, study.baseline, resamples=200)
-    write_page(folder / "report.html", study, comparison, left_out, arms, cells, states)
+    comparison = compare_arms(arms, study.baseline, resamples=200) | {"left_out": left_out}
+    write_page(folder / "report.html", study, comparison, arms, cells, states)
     return (folder / "report.html").read_text(encoding="utf-8")
 
 

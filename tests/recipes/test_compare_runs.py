@@ -44,11 +44,11 @@ def test_it_prints_one_table_and_writes_it(compare_runs, folders, capsys):
 
 
 def test_arms_by_name_and_another_metric(compare_runs, folders, capsys):
-    argv = ["--runs", f"a={folders}/full_[12]", f"b={folders}/lora_1", "--metric", "accuracy", "--resamples", "50"]
+    argv = ["--runs", f"a={folders}/full_[12]", f"b={folders}/lora_1", "--metric", "accuracy", "--resamples", "100"]
     results = compare_runs.main([*argv, "--confidence", "0.9"])
     assert [row["arm"] for row in results["arms"]] == ["a", "b"]
     assert "| arm | seeds | accuracy | difference to a |" in capsys.readouterr().out
-    assert (results["confidence"], results["resamples"]) == (0.9, 50)
+    assert (results["confidence"], results["resamples"]) == (0.9, 100)
 
 
 def test_nothing_to_compare_is_one_line(compare_runs, tmp_path):
