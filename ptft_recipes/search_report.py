@@ -28,16 +28,16 @@ def format_trial(trial: FrozenTrial, study: optuna.Study, search: Search) -> str
     same = trial.user_attrs.get("as")
     parts.append(f"{trial.user_attrs.get('seconds', 0):.0f} s" if same is None else f"as trial {same}")
     parts.append(f"{search.trials - trial.number - 1} to go")
-    values = [short(value) for value in trial.params.values()]
+    values = [short(value, 3) for value in trial.params.values()]
     named = ", ".join(f"{name} {value}" for name, value in zip(trial.params, values, strict=True))
     points = [reason] if (reason := trial.user_attrs.get("reason")) else [named, ", ".join(values)]
     lines = [f"trial {trial.number}: {', '.join(parts)}; {point}" for point in points]
     return next((line for line in lines if len(line) <= LINE), f"{lines[-1][: LINE - 1]}…")
 
 
-def short(value: Any) -> str:
-    """Return a value of an option, or a score, with four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def short(value: Any, digits: int = 4) -> str:
+    """Return a score, or the value of an option, with so many digits."""
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 def write_trials(study: optuna.Study, search: Search, path: Path) -> None:

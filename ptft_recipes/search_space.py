@@ -23,7 +23,7 @@ from ptft_recipes.cli import build_parser, parse_args
 from ptft_recipes.data import DatasetArguments
 from ptft_recipes.errors import InputError, nearest, one_line
 from ptft_recipes.metrics import LOWER_IS_BETTER
-from ptft_recipes.yaml_files import mapping, read_yaml, scalar, scalars, where
+from ptft_recipes.yaml_files import mapping, place, read_yaml, scalar, scalars
 
 KEYS = ("recipe", "arguments", "space", "sampler", "trials", "startup_trials", "pruner", "seed", "seeds")
 SAMPLERS, PRUNERS = ("tpe", "random", "grid"), ("median", "none")
@@ -129,7 +129,7 @@ def read_search(path: str | Path, recipes: str | Path, trials: int | None = None
     nodes = mapping(path, read_yaml(path), KEYS)
     if missing := [key for key in ("recipe", "space") if key not in nodes]:
         raise InputError(f"{path}: the key {missing[0]!r} is missing")
-    recipe = _load_recipe(scalar(path, nodes["recipe"]), Path(recipes), where(path, nodes["recipe"]))
+    recipe = _load_recipe(scalar(path, nodes["recipe"], "recipe"), Path(recipes), place(path, nodes["recipe"]))
     types = [
         vars(recipe)[name] for name in ("ModelArguments", "DataArguments", "TuningArguments", "TrainingArguments")
     ]
@@ -137,28 +137,28 @@ def read_search(path: str | Path, recipes: str | Path, trials: int | None = None
     argv = check.arguments(nodes["arguments"]) if "arguments" in nodes else []
     *arguments, config = parse_args(types, recipe.DEFAULTS, argv)
     options = {
-        name: _one_of(path, nodes[name], allowed)
+        name: _one_of(path, nodes[name], name, allowed)
         for name, allowed in (("sampler", SAMPLERS), ("pruner", PRUNERS))
         if name in nodes
     }
     for name, lowest in (("trials", 1), ("startup_trials", 0), ("seed", 0)):
         if name in nodes:
-            options[name] = _whole_number(path, nodes[name], lowest)
+            options[name] = _whole_number(path, nodes[name], name, lowest)
     if "seeds" in nodes:
-        scalars(path, nodes["seeds"])
-        options["seeds"] = tuple(dict.fromkeys(_whole_number(path, item, 0) for item in nodes["seeds"].value))
+        scalars(path, nodes["seeds"], "seeds")
+        options["seeds"] = tuple(dict.fromkeys(_whole_number(path, item, "seeds", 0) for item in nodes["seeds"].value))
     dimensions = mapping(path, nodes["space"])
     space = {name: check.dimension(name, node) for name, node in dimensions.items()}
     if not space:
-        raise InputError(f"{where(path, nodes['space'])}: the space is empty")
+        raise InputError(f"{place(path, nodes['space'])}: the space is empty")
     search = Search(recipe, types, argv, config, space, check.lists, *_objective(arguments), **options)
     if search.sampler == "grid":
         if "trials" in nodes or trials is not None:
-            place = where(path, nodes.get("trials", nodes["sampler"]))
-            raise InputError(f"{place}: a grid has as many trials as points; leave `trials` out")
+            line = place(path, nodes.get("trials", nodes["sampler"]))
+            raise InputError(f"{line}: a grid has as many trials as points; leave `trials` out")
         for name, distribution in space.items():
             if isinstance(distribution, FloatDistribution):
-                raise InputError(f"{where(path, dimensions[name])}: {name}: a grid needs `choices`, not a range")
+                raise InputError(f"{place(path, dimensions[name])}: {name}: a grid needs `choices`, not a range")
         search.trials = len(search.grid())
     elif trials is not None:
         search.trials = trials
@@ -190,18 +190,18 @@ def _objective(arguments: list[Any]) -> tuple[str, bool]:
     return metric, training_args.greater_is_better and metric not in LOWER_IS_BETTER
 
 
-def _one_of(path, node: yaml.Node, allowed: tuple[str, ...]) -> str:
-    value = scalar(path, node)
+def _one_of(path, node: yaml.Node, key: str, allowed: tuple[str, ...]) -> str:
+    value = scalar(path, node, key)
     if value not in allowed:
         hint = nearest(value, allowed) or f"; there are {', '.join(allowed)}"
-        raise InputError(f"{where(path, node)}: {value!r:.60} is unknown{hint}")
+        raise InputError(f"{place(path, node)}: {value!r:.60} is unknown{hint}")
     return value
 
 
-def _whole_number(path, node: yaml.Node, lowest: int) -> int:
-    text = scalar(path, node)
+def _whole_number(path, node: yaml.Node, key: str, lowest: int) -> int:
+    text = scalar(path, node, key)
     if not text.isascii() or not text.isdigit() or not lowest <= int(text[:12]) < 2**32:
-        raise InputError(f"{where(path, node)}: {text!r:.60} is no whole number of at least {lowest}")
+        raise InputError(f"{place(path, node)}: {text!r:.60} is no whole number of at least {lowest}")
     return int(text)
 
 
@@ -218,7 +218,7 @@ class _Checker:
         raise InputError(f"{self.parser.where}{one_line(message)}")
 
     def _check_name(self, name: str, node: yaml.Node, refused: dict[str, str]) -> None:
-        self.parser.where = f"{where(self.path, node)}: "
+        self.parser.where = f"{place(self.path, node)}: "
         if name in refused:
             self._refuse(f"{name!r} does not belong here: {refused[name]}")
         if name not in self.names:
@@ -232,7 +232,7 @@ class _Checker:
         argv = []
         for name, value in mapping(self.path, node).items():
             if name == "config":
-                argv.append(f"--config={scalar(self.path, value)}")
+                argv.append(f"--config={scalar(self.path, value, name)}")
                 continue
             self._check_name(name, value, NOT_GIVEN)
             words = self._words(name, value)
@@ -242,8 +242,8 @@ class _Checker:
 
     def _words(self, name: str, node: yaml.Node) -> list[str]:
         if isinstance(node, yaml.SequenceNode):
-            return [f"--{name}", *scalars(self.path, node)]
-        return [f"--{name}={scalar(self.path, node)}"]
+            return [f"--{name}", *scalars(self.path, node, name)]
+        return [f"--{name}={scalar(self.path, node, name)}"]
 
     def dimension(self, name: str, node: yaml.Node) -> BaseDistribution:
         """Return what an option may be."""
@@ -259,7 +259,7 @@ class _Checker:
         if missing := [key for key in ("low", "high") if key not in keys]:
             self._refuse(f"{name}: {missing[0]} is missing")
         low, high = (self._value(name, self._words(name, keys[key])) for key in ("low", "high"))
-        log = "log" in keys and _one_of(self.path, keys["log"], ("true", "false")) == "true"
+        log = "log" in keys and _one_of(self.path, keys["log"], "log", ("true", "false")) == "true"
         if low >= high:
             self._refuse(f"{name}: low, {low}, must be below high, {high}")
         if log and low <= 0:
@@ -271,9 +271,9 @@ class _Checker:
             self._refuse(f"{name}: choices must be a list of two or more")
         values: dict[str, Any] = {}
         for item in node.value:
-            self.parser.where = f"{where(self.path, item)}: "
+            self.parser.where = f"{place(self.path, item)}: "
             words = self._words(name, item)
-            label = " ".join(words[1:]) or scalar(self.path, item)
+            label = " ".join(words[1:]) or scalar(self.path, item, name)
             value = self._value(name, words)
             if value in values.values():
                 self._refuse(f"{name}: {label} stands here a second time")

@@ -32,11 +32,11 @@ def read_yaml(path: str | Path) -> yaml.Node:
     except RecursionError:
         raise InputError(f"{path}: nested too deeply") from None
     if root is None:
-        raise InputError(f"{path}: the file is empty")
+        raise InputError(f"{path}: empty")
     return root
 
 
-def where(path: str | Path, node: yaml.Node) -> str:
+def place(path: str | Path, node: yaml.Node) -> str:
     """Return file and line of a node."""
     return f"{path}:{node.start_mark.line + 1}"
 
@@ -53,41 +53,53 @@ def mapping(path: str | Path, node: yaml.Node, known: Sequence[str] = ()) -> dic
         InputError: What else it is, or which key is wrong.
     """
     if not isinstance(node, yaml.MappingNode) or node.tag not in YAML_TAGS:
-        raise InputError(f"{where(path, node)}: expected `key: value`")
+        raise InputError(f"{place(path, node)}: expected lines of the form `key: value`")
     found: dict[str, yaml.Node] = {}
     for key_node, value in node.value:
-        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
+        if not isinstance(key_node, yaml.ScalarNode) or not key_node.value:
+            raise InputError(f"{place(path, key_node)}: a key must be a word")
+        key = key_node.value
         if known and key not in known:
             hint = nearest(key, known) or f"; there are {', '.join(known)}"
-            raise InputError(f"{where(path, key_node)}: unknown key {key!r:.60}{hint}")
+            raise InputError(f"{place(path, key_node)}: unknown key {key!r:.60}{hint}")
         if key in found:
-            raise InputError(f"{where(path, key_node)}: {key!r:.60} stands here a second time")
+            raise InputError(f"{place(path, key_node)}: {key!r:.60} stands here a second time")
         found[key] = value
     return found
 
 
-def scalar(path: str | Path, node: yaml.Node) -> str:
+def scalar(path: str | Path, node: yaml.Node, key: str) -> str:
     """Return a plain value as it was written.
 
+    Args:
+        path: Of the file.
+        node: Of the value.
+        key: That it belongs to.
+
     Raises:
-        InputError: It is a list or a mapping, has no value, or asks for an object.
+        InputError: It is a list or a mapping, is missing, or asks for an object.
     """
     if not isinstance(node, yaml.ScalarNode) or node.tag not in YAML_TAGS:
-        raise InputError(f"{where(path, node)}: expected a plain value")
+        raise InputError(f"{place(path, node)}: {key!r:.60} must be a plain value")
     if node.tag == "tag:yaml.org,2002:null":
-        raise InputError(f"{where(path, node)}: a value is missing")
+        raise InputError(f"{place(path, node)}: {key!r:.60} has no value")
     return node.value
 
 
-def scalars(path: str | Path, node: yaml.Node) -> list[str]:
+def scalars(path: str | Path, node: yaml.Node, key: str) -> list[str]:
     """Return the plain values of a list, as they were written.
+
+    Args:
+        path: Of the file.
+        node: Of the list.
+        key: That it belongs to.
 
     Raises:
         InputError: It is no list, or an item is no plain value or would be read as a flag.
     """
     if not isinstance(node, yaml.SequenceNode) or node.tag not in YAML_TAGS:
-        raise InputError(f"{where(path, node)}: expected a list")
-    values = [scalar(path, item) for item in node.value]
+        raise InputError(f"{place(path, node)}: {key!r:.60} must be a list of plain values")
+    values = [scalar(path, item, key) for item in node.value]
     if flags := [value for value in values if re.match(r"-(?![\d.])", value)]:
-        raise InputError(f"{where(path, node)}: {flags[0]!r:.60} would be read as a flag")
+        raise InputError(f"{place(path, node)}: {key!r:.60}: the item {flags[0]!r:.60} would be read as a flag")
     return values

@@ -81,7 +81,7 @@ EDGES = {
     "sparse_head": set(),
     "splits": {"errors"},
     "studies": {"errors", "evaluation", "reporting", "resuming", "study_files"},
-    "study_files": {"config_files", "errors"},
+    "study_files": {"errors", "yaml_files"},
     "study_page": {"comparison", "comparison_tables", "metrics", "reporting", "studies", "study_files"},
     "tag_metrics": {"tag_schemes"},
     "tag_schemes": set(),

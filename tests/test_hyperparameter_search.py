@@ -303,7 +303,9 @@ def test_lines_fit_a_terminal_and_plots_are_drawn(tmp_path, library_log):
     lines = [line for line in library_log.messages if line.startswith("trial ")]
     assert len(lines) == 16
     assert max(map(len, lines)) == 80
-    assert lines[5].endswith("; " + ", ".join(short(value) for value in study.trials[5].params.values())), "no names"
+    assert lines[5].endswith("; " + ", ".join(short(value, 3) for value in study.trials[5].params.values())), (
+        "no names"
+    )
     assert lines[0].startswith(
         f"trial 0: {study.trials[0].value:.4g}, best {study.trials[0].value:.4g} (0), 0 s, 15 to go;"
     )
