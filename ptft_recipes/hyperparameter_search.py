@@ -49,19 +49,25 @@ class TrialCallback(TrainerCallback):
     """
 
     def __init__(self, trial: optuna.Trial):  # noqa: D107
-        self.trial = trial
+        self.trial, self.is_hopeless = trial, False
 
-    def on_evaluate(self, args, state, control, metrics, **kwargs):
-        """Report.
+    def on_train_begin(self, args, state, control, **kwargs):  # noqa: D102
+        self.is_hopeless = self.trial.should_prune()  # one that was stopped after its last evaluation
 
-        Raises:
-            optuna.TrialPruned: The score is worse than the median of other trials at this step.
-        """
+    def on_evaluate(self, args, state, control, metrics, **kwargs):  # noqa: D102
         score = metrics[f"eval_{args.metric_for_best_model.removeprefix('eval_')}"]
         step = round(100 * state.epoch)
         if step not in _frozen(self.trial).intermediate_values and math.isfinite(score):  # a trial that goes on
             self.trial.report(score, step)
-        if self.trial.should_prune():
+        self.is_hopeless = self.trial.should_prune()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        """Leave a trial that was found to be hopeless; not as soon as that, when SIGTERM may be waiting to be obeyed.
+
+        Raises:
+            optuna.TrialPruned: Its last score was worse than the median of other trials at that epoch.
+        """
+        if self.is_hopeless:
             raise optuna.TrialPruned
 
 

@@ -18,6 +18,7 @@ from ptft_recipes.hyperparameter_search import TrialCallback, open_study, run_tr
 from ptft_recipes.search_report import format_trial, plot_study, short
 from ptft_recipes.search_space import Search
 
+CHOICES = CategoricalDistribution(["1e-3", "2e-3", "3e-3", "1", "4e-3"])
 RATE = {"learning_rate": FloatDistribution(1e-5, 1e-1, log=True)}
 
 
@@ -44,7 +45,7 @@ class Recipe:
     __name__ = "recipe"
 
     def __init__(self, at_step=lambda call, epoch: None):
-        self.calls, self.at_step = [], at_step
+        self.calls, self.at_step, self.after_evaluation = [], at_step, lambda call, epoch: None
         self.fingerprint = {"train": "a", "validation": "b", "test": "c"}
 
     def score(self, options):
@@ -55,11 +56,16 @@ class Recipe:
         self.calls.append(options)
         assert options["do_predict"] == "false"
         arguments = SimpleNamespace(metric_for_best_model="macro_f1")
+        for callback in callbacks:
+            callback.on_train_begin(arguments, None, None)
         for epoch in (1, 2, 3):
+            for callback in callbacks:
+                callback.on_step_begin(arguments, None, None)
             self.at_step(len(self.calls) - 1, epoch)
             for callback in callbacks:
                 metrics = {"eval_macro_f1": self.score(options) * epoch / 3}
                 callback.on_evaluate(arguments, SimpleNamespace(epoch=float(epoch)), None, metrics)
+            self.after_evaluation(len(self.calls) - 1, epoch)
         run = {"validation": {"macro_f1": self.score(options)}, "data": {"fingerprint": self.fingerprint}}
         folder = Path(options["output_dir"])
         (folder / "checkpoint-3").mkdir(parents=True)
@@ -194,15 +200,28 @@ def test_when_nothing_gets_through_it_stops(tmp_path):
 
 
 def test_a_trial_worse_than_the_median_at_the_same_epoch_is_pruned(tmp_path):
-    choices = CategoricalDistribution(["1e-3", "2e-3", "3e-3", "1", "4e-3"])
-    search = make(space={"learning_rate": choices}, sampler="grid", trials=5, pruner="median")
+    search = make(space={"learning_rate": CHOICES}, sampler="grid", trials=5, pruner="median")
     study = run(search, tmp_path)
-    states = dict(zip(choices.choices, [trial.state for trial in study.trials], strict=True))
+    states = dict(zip(CHOICES.choices, [trial.state for trial in study.trials], strict=True))
     assert states["1"] == TrialState.PRUNED
     assert [*study.trials[3].intermediate_values] == [100], "epochs in hundredths; cut short after the first"
     assert not (tmp_path / "trials" / "3" / "results.json").exists()
-    kept = run(make(space={"learning_rate": choices}, sampler="grid", trials=5), tmp_path / "none")
+    kept = run(make(space={"learning_rate": CHOICES}, sampler="grid", trials=5), tmp_path / "none")
     assert {trial.state for trial in kept.trials} == {TrialState.COMPLETE}
+
+
+def test_a_signal_at_the_evaluation_that_prunes_is_obeyed_and_the_trial_pruned_later(tmp_path):
+    def stop(call, epoch):
+        if call == 3:
+            raise StoppedBySignal("SIGTERM at step 3")
+
+    search = make(space={"learning_rate": CHOICES}, sampler="grid", trials=5, pruner="median")
+    search.recipe.after_evaluation = stop
+    with pytest.raises(StoppedBySignal):
+        run(search, tmp_path)
+    study = run(search, tmp_path)
+    assert study.trials[3].state == TrialState.PRUNED
+    assert [*study.trials[3].intermediate_values] == [100]
 
 
 def test_steps_are_epochs_so_that_batch_sizes_can_be_compared(tmp_path):
