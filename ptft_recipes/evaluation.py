@@ -13,6 +13,7 @@ from transformers import EvalPrediction
 
 from ptft_recipes.labels import MULTI, REGRESSION, SINGLE
 from ptft_recipes.metrics import confusion_matrix, probabilities
+from ptft_recipes.perplexity import before_and_after, sum_by_document
 from ptft_recipes.provenance import describe_stage, peak_memory, saved_mib, seconds_since_start
 from ptft_recipes.reporting import plot_confusion_matrix, plot_learning_curves, write_text
 from ptft_recipes.significance import bootstrap_intervals
@@ -20,6 +21,7 @@ from ptft_recipes.significance import bootstrap_intervals
 logger = logging.getLogger(__name__)
 
 Metrics = Callable[..., dict[str, float]]
+SCORING = "scoring %d rows, with 1,000 bootstrap samples"
 
 
 def score_test_split(
@@ -77,7 +79,8 @@ def report_test_split(
         return results
     if prediction is not None:
         if prediction.label_ids is not None:
-            results["metrics"] = _with_intervals(metrics, prediction)
+            logger.info(SCORING, len(prediction.label_ids))
+            results["metrics"] = with_intervals(metrics, prediction)
         write_lines(Path(trainer.args.output_dir) / "predictions" / "test.jsonl", lines)
     _finish(trainer, results)
     return results
@@ -100,7 +103,8 @@ def score_split(trainer, dataset, metrics: Metrics, name: str) -> dict[str, dict
     Returns:
         `{metric: {"value", "ci95", "n"}}`.
     """
-    scores = _with_intervals(metrics, trainer.predict(dataset))
+    logger.info(SCORING, len(dataset))
+    scores = with_intervals(metrics, trainer.predict(dataset))
     overall = (f"{metric} {format_score(score)}" for metric, score in split_by_class(scores)[0].items())
     logger.info("%s: %s", name, "  ".join(overall))
     return scores
@@ -135,7 +139,8 @@ def score_held_out_text(
     for name, dataset in held_out.items():
         statistics = np.hstack([before[name], after[name].predictions])
         sums = sum_by_document(statistics, dataset["document"])
-        scores = _with_intervals(partial(before_and_after, trainer.compute_metrics), EvalPrediction(sums, sums))
+        logger.info(SCORING, len(sums))
+        scores = with_intervals(partial(before_and_after, trainer.compute_metrics), EvalPrediction(sums, sums))
         suffix = name.removeprefix("test")
         results["metrics"] |= {f"{score}{suffix}": value for score, value in scores.items()}
         columns = [*(f"{column}_before" for column in trainer.statistics), *trainer.statistics]
@@ -146,34 +151,6 @@ def score_held_out_text(
         write_lines(Path(trainer.args.output_dir) / "predictions" / f"{name.replace('/', '_')}.jsonl", blocks)
     _finish(trainer, results)
     return results
-
-
-def sum_by_document(statistics: np.ndarray, documents: Sequence[str]) -> np.ndarray:
-    """Sum the statistics of blocks `[blocks, n]` by document `[documents, n]`; as they are for a single document."""
-    names, numbers = np.unique(documents, return_inverse=True)
-    if len(names) == 1:  # resampled as a whole, it would have an interval of width 0
-        return statistics
-    sums = np.zeros((len(names), statistics.shape[1]))
-    np.add.at(sums, numbers, statistics)
-    return sums
-
-
-def before_and_after(metrics: Metrics, prediction, weights: np.ndarray | None = None) -> dict[str, float]:
-    """Score a text before training and after it, and take the ratio of perplexities.
-
-    Args:
-        metrics: `metrics(prediction, weights)`, from sums per row to named scores.
-        prediction: With `predictions` `[rows, 2 * statistics]`, those before training first.
-        weights: `[rows]`, how often each row counts; once each when None.
-    """
-    halves = np.hsplit(np.asarray(prediction.predictions), 2)
-    old, new = (metrics(EvalPrediction(half, prediction.label_ids), weights) for half in halves)
-    scores = {}
-    for name, value in new.items():
-        scores |= {name: value, f"{name}_before": old[name]}
-        if name.endswith("perplexity"):
-            scores[f"{name}_ratio"] = value / old[name]
-    return scores
 
 
 def _finish(trainer, results: dict[str, Any]) -> None:
@@ -188,12 +165,21 @@ def _finish(trainer, results: dict[str, Any]) -> None:
     log_results(results, output_dir)
 
 
-def _with_intervals(metrics: Metrics, prediction) -> dict[str, dict[str, Any]]:
+def with_intervals(metrics: Metrics, prediction, groups: Sequence | None = None) -> dict[str, dict[str, Any]]:
+    """Score rows with 95 % bootstrap intervals.
+
+    Args:
+        metrics: `metrics(prediction, weights=None)`.
+        prediction: With `predictions` and `label_ids`, `[rows, ...]`.
+        groups: `[rows]`: resample whole groups.
+
+    Returns:
+        `{metric: {"value", "ci95", "n"}}`.
+    """
     rows = len(prediction.label_ids)
     prediction = EvalPrediction(predictions=prediction.predictions, label_ids=prediction.label_ids)
     values = metrics(prediction)
-    logger.info("scoring %d rows, with 1,000 bootstrap samples", rows)
-    intervals = bootstrap_intervals(lambda weights: metrics(prediction, weights=weights), rows)
+    intervals = bootstrap_intervals(lambda weights: metrics(prediction, weights=weights), rows, groups=groups)
     return {
         # JSON has no nan: an undefined score is null.
         name: {"value": None if np.isnan(value) else value, "ci95": intervals[name], "n": rows}
@@ -238,7 +224,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def prediction_lines(ids, prediction, problem_type: str, label_names: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield per example: id, gold, predicted, probabilities."""
+    """Yield per example of a sequence classifier: id, gold, predicted, probabilities."""
     logits, gold = prediction.predictions, prediction.label_ids
 
     def named(row):
@@ -259,7 +245,7 @@ def prediction_lines(ids, prediction, problem_type: str, label_names: list[str])
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Write JSON lines."""
+    """Write JSON lines, in a folder that need not be there yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ptft_recipes.errors import InputError, nearest, one_line
-from ptft_recipes.evaluation import split_by_class, sum_by_document
+from ptft_recipes.evaluation import split_by_class
 from ptft_recipes.labels import MULTI, REGRESSION
 from ptft_recipes.metrics import multi_label_scores, regression_scores, scores_of_counts, single_label_scores
-from ptft_recipes.perplexity import STATISTICS, masked_lm_metrics
+from ptft_recipes.perplexity import STATISTICS, masked_lm_metrics, sum_by_document
 from ptft_recipes.resuming import is_finished
 from ptft_recipes.tag_metrics import tag_metrics, tag_statistics
 
@@ -84,9 +84,9 @@ def read_run(folder: str | Path) -> FinishedRun:
     run, metrics = results["run"], split_by_class(results["metrics"])[0]
     if not metrics:
         raise InputError(f"{folder}: its test split has no labels, so there are no scores")
-    lines = _read_lines(folder / PREDICTIONS)
+    lines = read_lines(folder / PREDICTIONS)
     try:
-        ids, truth, score, count_scores = _scoring(lines, run["data"])
+        ids, truth, score, count_scores = scores_of_lines(lines, run["data"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         if isinstance(error, InputError):
             raise InputError(f"{folder}: {error}") from None
@@ -170,7 +170,12 @@ def _read_results(path: Path) -> dict[str, Any]:
     return results
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of predictions.
+
+    Raises:
+        InputError: It is not there, or a line is no object of JSON.
+    """
     lines: list[dict[str, Any]] = []
     try:
         # Not splitlines: a line separator of Unicode may stand in a text.
@@ -185,7 +190,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _scoring(lines: list[dict[str, Any]], data: dict[str, Any]) -> tuple[list[str], list[Any], Scores, Any]:
+def scores_of_lines(lines: list[dict[str, Any]], data: dict[str, Any]) -> tuple[list[str], list[Any], Scores, Any]:
     """Return ids, truth, and the scores as functions of weights, of the predictions of any task."""
     if "document" in lines[0]:
         return _masked_language_model(lines)

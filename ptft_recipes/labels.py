@@ -17,17 +17,20 @@ def encode_labels(
     problem_type: str | None = None,
     separator: str | None = None,
     drop_bad_rows: bool = False,
+    label_names: Sequence[str] | None = None,
 ) -> tuple[dict[str, Dataset], dict[str, int], str, list[str]]:
     """Number the labels of every split by one map made from train.
 
     Args:
-        splits: Data sets with `id` and `column`; `train` is among them.
+        splits: Data sets with `id` and `column`; `train` is among them, unless `label_names` and `problem_type` are
+            given.
         column: The label column.
         problem_type: One of `PROBLEM_TYPES`; None to infer it: lists, or a `separator`, are multi-label; numbers of
             type float, or of text with a point, regression; everything else a single label. Such numbers mixed with
             a few other values are refused.
         separator: Splits a multi-label cell of text.
         drop_bad_rows: Leave out rows without a label, or with one that train does not have, instead of stopping.
+        label_names: Of a trained checkpoint: they, and not train, number the labels.
 
     Returns:
         The data sets with the column `labels` in place of `column`: a class number, 0.0 and 1.0 per label, or a float;
@@ -38,13 +41,15 @@ def encode_labels(
         InputError: Missing or unseen labels, labels that are no numbers in a regression, fewer than two labels, a
             split without a row left.
     """
-    train = splits["train"]
-    feature = train.features[column]
+    first = next(iter(splits))  # train, if it is there
+    feature = splits[first].features.get(column, Value("string"))
     if isinstance(feature, dict):
-        raise InputError(f"train: column {column!r} holds objects with {', '.join(feature)}; name a column of labels")
+        raise InputError(
+            f"{first}: column {column!r} holds objects with {', '.join(feature)}; name a column of labels"
+        )
     inner = feature.feature if isinstance(feature, List) else feature
     if not isinstance(inner, ClassLabel | Value) or "binary" in getattr(inner, "dtype", ""):
-        raise InputError(f"train: column {column!r} holds {one_line(feature, 80)}; name a column of labels")
+        raise InputError(f"{first}: column {column!r} holds {one_line(feature, 80)}; name a column of labels")
     known = feature.names if isinstance(feature, ClassLabel) else None
     values = {split: _plain(dataset, column) for split, dataset in splits.items()}
     if problem_type is None:
@@ -59,7 +64,8 @@ def encode_labels(
         test = splits["test"]
         splits = splits | {"test": test.select_columns([name for name in test.column_names if name != column])}
         del values["test"]
-    names = [column] if problem_type == REGRESSION else known or _names(values["train"])
+    names = [column] if problem_type == REGRESSION else known
+    names = [*label_names] if label_names else names or _names(values["train"])
     index = {name: i for i, name in enumerate(names)}
     encoded, dropped = {}, dict.fromkeys(splits, 0)
     for split, dataset in splits.items():
@@ -68,7 +74,7 @@ def encode_labels(
             continue
         labels, faults = [], []
         for i, value in enumerate(values[split]):
-            label, fault = _encode(value, index, problem_type)
+            label, fault = _encode(value, index, problem_type, "the checkpoint" if label_names else "train")
             labels.append(label)
             if fault:
                 faults.append((i, fault))
@@ -89,7 +95,8 @@ def encode_labels(
             .add_column("labels", [labels[i] for i in keep], feature=target[problem_type])
         )
         dropped[split] = len(bad)
-    _check_enough(encoded["train"], names, problem_type)
+    if not label_names:
+        _check_enough(encoded["train"], names, problem_type)
     return encoded, dropped, problem_type, names
 
 
@@ -161,7 +168,7 @@ def _names(values: list) -> list[str]:
     return sorted(names, key=(lambda name: (int(name), name)) if numeric else None)
 
 
-def _encode(value, index: dict[str, int], problem_type: str) -> tuple:
+def _encode(value, index: dict[str, int], problem_type: str, source: str) -> tuple:
     """Return (encoded label, None), or (None, what is wrong)."""
     if value is None:
         return None, "no label (empty, null, or a number that is not finite)"
@@ -178,7 +185,7 @@ def _encode(value, index: dict[str, int], problem_type: str) -> tuple:
     unseen = [v for v in (value if isinstance(value, list) else [value]) if str(v) not in index]
     if unseen:
         some = ", ".join(f"{name:.60}" for name in list(index)[:10]) + ", ..." * (len(index) > 10)
-        return None, f"label {unseen[0]!r:.60} does not occur in train ({some})"
+        return None, f"label {unseen[0]!r:.60} does not occur in {source} ({some})"
     if problem_type == MULTI:
         if len(set(value)) < len(value) and set(value) <= {"0", "1", "0.0", "1.0", "False", "True"}:
             return None, f"[{', '.join(value):.60}] looks like a digit per label; list the names of the row's labels"

@@ -59,6 +59,26 @@ def plot_confusion_matrix(counts: np.ndarray, label_names: list[str], path: Path
     _save(figure, path)
 
 
+def plot_reliability(curves: dict[str, np.ndarray], path: Path) -> None:
+    """Draw how often claims of each confidence come true, and how many claims there are.
+
+    Args:
+        curves: Per name `[bins, 3]`: mean confidence, share that is right, size; as `reliability_curve` returns them.
+        path: Of the PNG.
+    """
+    figure, (left, right) = _figure(width=9, height=3.8, columns=2)
+    left.plot([0, 1], [0, 1], ":", color="gray", label="as claimed")
+    for name, curve in curves.items():
+        left.plot(curve[:, 0], curve[:, 1], "-o", markersize=4, label=name)
+        right.step(curve[:, 0], curve[:, 2] / curve[:, 2].sum(), where="mid", label=name)
+    left.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1), title="reliability")
+    right.set(xlabel="confidence", ylabel="share of the predictions", xlim=(0, 1), title="how confident it is")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=9)
+    _save(figure, path)
+
+
 def plot_learning_curves(log_history: list[dict[str, float]], path: Path) -> None:
     """Draw the training and validation loss, and beside them the validation scores, over epochs.
 

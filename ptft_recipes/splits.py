@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from ptft_recipes.errors import InputError
+from ptft_recipes.folds import Fold, assign_folds
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +29,20 @@ def complete_splits(
     stratify: bool,
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
+    more_columns: Sequence[str] = (),
+    fold: Fold | None = None,
 ) -> tuple[DatasetDict, dict[str, Any]]:
     """Cut missing splits from train, keep no more rows than asked for, and count what a reader must know.
 
     Args:
-        splits: Checked and encoded; `train` is among them.
+        splits: Checked and encoded; without `train` among them none is cut.
         report: With `name`, `dropped` per split, and with labels `label_names`.
         text_columns: Of text or of lists of words, by which overlap with train is found.
         stratify: Cut equal shares of every label.
         max_train_samples: Size of a random sample of train.
         max_eval_samples: Size of a random sample of validation, and of one of test.
+        more_columns: What the model does not see.
+        fold: Of train, which becomes test; a test split that there is stays untouched.
 
     Returns:
         The splits in order; and the report with rows, cuts, overlap of the evaluation splits with train, fingerprints.
@@ -45,24 +50,45 @@ def complete_splits(
     Raises:
         InputError: Too few rows, or a number of rows below 1.
     """
+    if fold:
+        report["fold"] = _hold_out(splits, fold, more_columns, has_labels=stratify)
     report["cut"] = _cut_missing(splits, has_labels=stratify)
     for split, limit in zip(SPLITS, (max_train_samples, *[max_eval_samples] * 2), strict=True):
         if limit is not None and limit < 1:
             raise InputError(f"--max_{'train' if split == 'train' else 'eval'}_samples {limit}: must be at least 1")
-        if limit is not None and limit < len(splits[split]):
+        if limit is not None and limit < len(splits.get(split, ())):
             splits[split] = splits[split].shuffle(seed=CUT_SEED).select(range(limit))
-    report["rows"] = {split: len(splits[split]) for split in SPLITS}
-    report["dropped"] = {split: report["dropped"].get(split, 0) for split in SPLITS}
-    report["overlap_with_train"] = _overlap(splits, text_columns)
-    report["fingerprint"] = {split: _fingerprint(splits[split]) for split in SPLITS}
-    _log(report, unlabelled="label_names" in report and "labels" not in splits["test"].column_names)
-    return DatasetDict({split: splits[split] for split in SPLITS}), report
+    splits = {split: splits[split] for split in SPLITS if split in splits}
+    report["rows"] = {split: len(rows) for split, rows in splits.items()}
+    report["dropped"] = {split: report["dropped"].get(split, 0) for split in splits}
+    report["overlap_with_train"] = _overlap(splits, text_columns) if "train" in splits else {}
+    report["fingerprint"] = {split: _fingerprint(rows.remove_columns(more_columns)) for split, rows in splits.items()}
+    unlabelled = "label_names" in report and "test" in splits and "labels" not in splits["test"].column_names
+    _log(report, unlabelled)
+    return DatasetDict(splits), report
+
+
+def _hold_out(splits: dict[str, Dataset], fold: Fold, more_columns: Sequence[str], has_labels: bool) -> dict[str, Any]:
+    """Make a fold of train the test split, in place; return which one, and how many groups it has."""
+    if "train" not in splits:
+        raise InputError("--fold divides train, and there is none")
+    train, column = splits["train"], fold.group_column
+    groups = train[column][:] if column else None
+    if column and column not in more_columns:
+        splits |= {split: rows.remove_columns(column) for split, rows in splits.items() if column in rows.column_names}
+        train = splits["train"]
+    place = assign_folds(train["labels"][:] if has_labels else None, groups, fold.count, len(train))
+    if "test" in splits:
+        logger.info("--fold: the data's own test split is not used")
+    splits["test"] = train.select(np.flatnonzero(place == fold.number))
+    splits["train"] = train.select(np.flatnonzero(place != fold.number))
+    return {"number": fold.number, "count": fold.count, "group_column": column}
 
 
 def _cut_missing(splits: dict[str, Dataset], has_labels: bool) -> dict[str, int]:
     """Cut the missing evaluation splits out of train, in place; return how many rows each got."""
     cut = {}
-    for split in ("test", "validation"):
+    for split in ("test", "validation") if "train" in splits else ():
         if split in splits:
             continue
         train = splits["train"]
@@ -111,7 +137,8 @@ def _overlap(splits: dict[str, Dataset], text_columns) -> dict[str, dict[str, in
             "exact": sum(row in train for row in texts(split)),
             "normalised": sum(tuple(map(normalise, row)) in normalised_train for row in texts(split)),
         }
-        for split in ("validation", "test")
+        for split in splits
+        if split != "train"
     }
 
 
@@ -125,7 +152,7 @@ def _fingerprint(dataset: Dataset) -> str:
 
 def _log(report: dict[str, Any], unlabelled: bool) -> None:
     logger.info("data: %s", report["name"])
-    for split in SPLITS:
+    for split in report["rows"]:
         notes = [f"cut from train by seed {CUT_SEED}"] if split in report["cut"] else []
         notes += [f"{report['dropped'][split]} bad rows dropped"] if report["dropped"][split] else []
         if overlap := report["overlap_with_train"].get(split, {}).get("normalised"):

@@ -2,12 +2,14 @@
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, List
 
 from ptft_recipes.data import DatasetArguments, read_splits
 from ptft_recipes.errors import InputError
+from ptft_recipes.folds import parse_fold
 from ptft_recipes.splits import complete_splits
 from ptft_recipes.tag_schemes import (
     OUTSIDE,
@@ -23,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_tagged_splits(
-    data_args: DatasetArguments, words_column: str, tags_column: str
+    data_args: DatasetArguments, words_column: str, tags_column: str, more_columns: Sequence[str] = ()
 ) -> tuple[DatasetDict, dict[str, Any]]:
     """Load, check and encode words and their tags: train to fit, validation to choose, test to report.
 
@@ -31,6 +33,7 @@ def load_tagged_splits(
         data_args: Where the data comes from.
         words_column: Holds a list of words per row; in files with a word per line `tokens` is the first column.
         tags_column: Holds as many tags; in such files `tags` is the last column, or UPOS of CoNLL-U.
+        more_columns: That are kept as they are.
 
     Returns:
         The splits, each with `id`, the words, and `labels`, a number per word; and what a reader must know of them, as
@@ -42,7 +45,10 @@ def load_tagged_splits(
     """
     if {words_column, tags_column} & {"id", "labels"} or words_column == tags_column:
         raise InputError("--words_column, --tags_column: `id` and `labels` are written by the recipe; name two others")
-    name, splits = read_splits(data_args, [words_column], tags_column, words=True)
+    fold, more_columns = parse_fold(data_args.fold), [*more_columns]
+    of_fold = [fold.group_column] if fold and fold.group_column and fold.group_column not in more_columns else []
+    kept = more_columns + of_fold
+    name, splits = read_splits(data_args, [words_column], tags_column, words=True, more_columns=kept)
     known = _class_names(splits["train"], tags_column)
     tags = {split: _tags(dataset, tags_column) for split, dataset in splits.items()}
     if "test" in splits and not any(tags["test"]):
@@ -58,10 +64,12 @@ def load_tagged_splits(
     report: dict[str, Any] = {"name": name, "label_names": label_names, "scheme": scheme, "dropped": {}}
     for split, dataset in splits.items():
         splits[split], report["dropped"][split] = _encode(
-            split, dataset, words_column, tags[split], label_names, data_args.drop_bad_rows
+            split, dataset, [words_column, *kept], tags[split], label_names, data_args.drop_bad_rows
         )
     limits = {"max_train_samples": data_args.max_train_samples, "max_eval_samples": data_args.max_eval_samples}
-    raw, report = complete_splits(splits, report, [words_column], stratify=False, **limits)
+    raw, report = complete_splits(
+        splits, report, [words_column], stratify=False, more_columns=more_columns, fold=fold, **limits
+    )
     tagged = {
         split: [[label_names[label] for label in row] for row in dataset["labels"]]
         for split, dataset in raw.items()
@@ -75,10 +83,10 @@ def load_tagged_splits(
 
 
 def _encode(
-    split: str, dataset: Dataset, words_column: str, tags: list | None, label_names: list[str], drop: bool
+    split: str, dataset: Dataset, columns: list[str], tags: list | None, label_names: list[str], drop: bool
 ) -> tuple[Dataset, int]:
     """Return the data set with `id`, words, and unless `tags` is None `labels`; and how many bad rows it lost."""
-    rows = zip(dataset[words_column], tags or [None] * len(dataset), strict=True)
+    rows = zip(dataset[columns[0]], tags or [None] * len(dataset), strict=True)
     found = {i: _fault(words, row, label_names, tagged=tags is not None) for i, (words, row) in enumerate(rows)}
     faults = {i: fault for i, fault in found.items() if fault}
     if faults and not drop:
@@ -90,7 +98,7 @@ def _encode(
     keep = [i for i in range(len(dataset)) if i not in faults]
     if not keep:
         raise InputError(f"{split}: no rows are left")
-    dataset = dataset.select_columns(["id", words_column]).select(keep)
+    dataset = dataset.select_columns(["id", *columns]).select(keep)
     if tags is not None:
         number = {label: i for i, label in enumerate(label_names)}
         labels = [[number[tag] for tag in tags[i]] for i in keep]

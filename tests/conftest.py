@@ -230,7 +230,7 @@ def load_recipe(name: str, folder: Path = ROOT / "recipes"):
 
 def argument_types(recipe) -> tuple[type, ...]:
     """Return the dataclasses that a recipe fills from its command line; one has no `TrainingArguments` among them."""
-    names = ["ModelArguments", "DataArguments", "TuningArguments"]
+    names = ["ModelArguments", "DataArguments", "TuningArguments", "EvaluationArguments"]
     if "output_dir" not in recipe.DataArguments.__annotations__:
         names.append("TrainingArguments")
     return tuple(getattr(recipe, name) for name in names if hasattr(recipe, name))

@@ -9,11 +9,11 @@ import pytest
 from transformers import EvalPrediction
 
 from ptft_recipes.evaluation import (
-    _with_intervals,
     format_score,
     log_results,
     prediction_lines,
     split_by_class,
+    with_intervals,
     write_lines,
 )
 from ptft_recipes.metrics import classification_metrics
@@ -28,7 +28,7 @@ def metrics(prediction, weights=None):
 def test_every_score_has_an_interval_and_its_rows():
     generator = np.random.default_rng(0)
     logits, labels = generator.normal(size=(200, 2)), generator.integers(2, size=200)
-    found = _with_intervals(metrics, EvalPrediction(logits, labels))
+    found = with_intervals(metrics, EvalPrediction(logits, labels))
     expected = metrics(EvalPrediction(logits, labels))
     assert found.keys() == expected.keys()
     for name, score in found.items():
@@ -39,7 +39,7 @@ def test_every_score_has_an_interval_and_its_rows():
 
 def test_an_undefined_score_is_null_in_json():
     prediction = EvalPrediction(np.array([[1.0, 0.0]] * 5), np.zeros(5, dtype=int))
-    found = _with_intervals(metrics, prediction)["roc_auc"]
+    found = with_intervals(metrics, prediction)["roc_auc"]
     assert found == {"value": None, "ci95": [None, None], "n": 5}
     assert "NaN" not in json.dumps(found)
 

@@ -8,8 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-from ptft_recipes.evaluation import before_and_after, sum_by_document
-from ptft_recipes.perplexity import masked_lm_metrics, masked_lm_statistics, pseudo_perplexity
+from ptft_recipes.perplexity import (
+    before_and_after,
+    masked_lm_metrics,
+    masked_lm_statistics,
+    pseudo_perplexity,
+    sum_by_document,
+)
 
 
 def test_statistics_sum_up_each_row_and_metrics_weigh_each_token():

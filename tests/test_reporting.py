@@ -8,7 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from ptft_recipes.reporting import plot_confusion_matrix, plot_learning_curves, write_yaml
+from ptft_recipes.reporting import plot_confusion_matrix, plot_learning_curves, plot_reliability, write_yaml
 
 pytestmark = pytest.mark.filterwarnings("error")  # among them: a layout that does not fit
 
@@ -127,6 +127,17 @@ def test_scores_per_class_and_timings_are_not_drawn(tmp_path):
     _, nothing = colors([evaluation_log(10, **{"f1/a": 0.4}), evaluation_log(20, **{"f1/a": 0.5})], tmp_path / "a.png")
     _, something = colors([evaluation_log(10, f1=0.4), evaluation_log(20, f1=0.5)], tmp_path / "b.png")
     assert nothing == 0 < something
+
+
+def test_a_reliability_diagram_shows_every_curve(tmp_path):
+    one, many = np.array([[0.7, 0.5, 10.0]]), np.array([[0.1, 0.0, 5.0], [0.5, 0.6, 1.0], [0.9, 0.9, 30.0]])
+    shares = []
+    for name, curves in {"one": {"a": one}, "two": {"a": one, "b": many}}.items():
+        plot_reliability(curves, tmp_path / "plots" / f"{name}.png")
+        image = pixels(tmp_path / "plots" / f"{name}.png")
+        colored = np.ptp(image.astype(int), axis=-1) > 60
+        shares.append(colored.mean())
+    assert 0 < shares[0] < shares[1]
 
 
 def test_no_global_backend_is_touched(tmp_path):
