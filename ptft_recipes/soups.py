@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 from datasets import DatasetDict
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ptft_recipes.ensembles import by_validation, is_better
 from ptft_recipes.errors import InputError
 from ptft_recipes.finished_runs import FinishedRun
 from ptft_recipes.merging import average_weights, fold_adapter
-from ptft_recipes.modeling import ModelArguments, load_model
-from ptft_recipes.saved_adapters import load_adapter
+from ptft_recipes.modeling import ModelArguments
+from ptft_recipes.trained_checkpoints import load_checkpoint, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
 
 def load_member(
-    member: FinishedRun, model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase, task: dict[str, Any]
+    member: FinishedRun, model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
     """Load the model of a run, an adapter folded into its base, so that its weights can be averaged with others.
 
@@ -29,28 +29,21 @@ def load_member(
         member: The run.
         model_args: How to load; which model, the run says.
         tokenizer: Of the runs.
-        task: `problem_type` and `label_names`.
 
     Raises:
         InputError: The model cannot be loaded, or its adapter is no change of weights.
     """
-    folder, config = str(member.folder), member.run["config"]
-    source = {"model_name_or_path": folder}
-    if is_adapter := (member.folder / "adapter_config.json").exists():
-        source = {name: config[name] for name in ("model_name_or_path", "model_revision") if name in config}
-        if config.get("from_scratch"):
-            raise InputError(f"{folder}: an adapter on new weights, which are not saved; use --soups false")
     logging.disable(logging.INFO)  # a line per load, of which there are many
     try:
-        model, _ = load_model(AutoModelForSequenceClassification, replace(model_args, **source), tokenizer, **task)
+        checkpoint = read_checkpoint(replace(model_args, model_name_or_path=str(member.folder)))
+        if checkpoint.adapter and member.run["config"].get("from_scratch"):
+            raise InputError("its adapter belongs to new weights, which are not saved")
+        model = load_checkpoint(checkpoint, tokenizer)
+        return fold_adapter(model) if checkpoint.adapter else model
+    except InputError as error:
+        raise InputError(f"{member.folder}: {error}; --soups false combines the outputs only") from error
     finally:
         logging.disable(logging.NOTSET)
-    if not is_adapter:
-        return model
-    try:
-        return fold_adapter(load_adapter(model, folder))
-    except InputError as error:
-        raise InputError(f"{folder}: {error}; --soups false combines the outputs only") from error
 
 
 def greedy_soup(

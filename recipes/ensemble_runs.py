@@ -75,7 +75,7 @@ def main(argv=None):
     dataset = raw.map(preprocess, batched=True, fn_kwargs=kwargs)
 
     # 3. Model: those of the runs.
-    load = partial(load_member, model_args=model_args, tokenizer=tokenizer, task=task)
+    load = partial(load_member, model_args=model_args, tokenizer=tokenizer)
     systems = combine_outputs(members)
 
     # 4. Train: no further; the mean of what was trained.

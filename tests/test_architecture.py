@@ -93,7 +93,7 @@ EDGES = {
     "sentence_prediction": {"errors", "objectives", "perplexity", "pretraining", "sparse_head"},
     "significance": {"resampling"},
     "slices": set(),
-    "soups": {"ensembles", "errors", "finished_runs", "merging", "modeling", "saved_adapters"},
+    "soups": {"ensembles", "errors", "finished_runs", "merging", "modeling", "trained_checkpoints"},
     "sparse_head": set(),
     "splits": {"errors", "folds"},
     "studies": {"errors", "evaluation", "reporting", "resuming", "study_files"},

@@ -77,7 +77,7 @@ def test_the_winner_is_chosen_on_validation_and_only_it_meets_the_test_split(
     assert best["learning_rate"] == study.best_params["learning_rate"]
     assert best["tuning_kwargs"] == study.best_params["tuning_kwargs"].split()
     assert (folder / "plots" / "history.png").exists()
-    lines = [line for line in caplog.messages if line.startswith("trial ")]
+    lines = {line for line in caplog.messages if line.startswith("trial ")}
     assert len(lines) == 3
     assert "best.yaml: the arguments of trial" in caplog.text
 
