@@ -152,8 +152,9 @@ def _next_trial(study: optuna.Study, search: Search) -> optuna.Trial | None:
     seed = int(np.random.SeedSequence([search.seed, number]).generate_state(1)[0])
     tpe = optuna.samplers.TPESampler(seed=seed, n_startup_trials=search.startup_trials)
     study.sampler = tpe if search.sampler == "tpe" else optuna.samplers.RandomSampler(seed=seed)
-    median = optuna.pruners.MedianPruner(n_startup_trials=search.startup_trials)
-    study.pruner = median if search.pruner == "median" else optuna.pruners.NopPruner()
+    study.pruner = optuna.pruners.NopPruner()
+    if search.pruner == "median":
+        study.pruner = optuna.pruners.MedianPruner(search.startup_trials, n_warmup_steps=100 * search.prune_from_epoch)
     return optuna.Trial(study, cut_off[0]._trial_id) if cut_off else study.ask()
 
 

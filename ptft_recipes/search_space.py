@@ -25,7 +25,18 @@ from ptft_recipes.errors import InputError, nearest, one_line
 from ptft_recipes.metrics import LOWER_IS_BETTER
 from ptft_recipes.yaml_files import mapping, place, read_yaml, scalar, scalars
 
-KEYS = ("recipe", "arguments", "space", "sampler", "trials", "startup_trials", "pruner", "seed", "seeds")
+KEYS = (
+    "recipe",
+    "arguments",
+    "space",
+    "sampler",
+    "trials",
+    "startup_trials",
+    "pruner",
+    "prune_from_epoch",
+    "seed",
+    "seeds",
+)
 SAMPLERS, PRUNERS = ("tpe", "random", "grid"), ("median", "none")
 # The search decides it, or nobody may for who runs the file of another.
 NOT_GIVEN = {
@@ -65,6 +76,7 @@ class Search:
     trials: int = 20
     startup_trials: int = 5
     pruner: str = "median"
+    prune_from_epoch: int = 1
     seed: int = 42
     seeds: tuple[int, ...] = (42,)
 
@@ -102,7 +114,10 @@ class Search:
             "recipe": self.recipe.__name__,
             **{f"arguments.{name}": value for name, value in self.config.items()},
             **{f"space.{name}": distribution_to_json(value) for name, value in self.space.items()},
-            **{name: getattr(self, name) for name in ("sampler", "startup_trials", "pruner", "seed")},
+            **{
+                name: getattr(self, name)
+                for name in ("sampler", "startup_trials", "pruner", "prune_from_epoch", "seed")
+            },
         }
 
 
@@ -117,8 +132,8 @@ def read_search(path: str | Path, recipes: str | Path, trials: int | None = None
 
     Args:
         path: Of the YAML file: `recipe`, `arguments`, `space`, `sampler` (tpe, random, grid), `trials`,
-            `startup_trials` (at random and never pruned), `pruner` (median, none), `seed` (of the sampler), `seeds`
-            (of the runs of the winner).
+            `startup_trials` (at random and never pruned), `pruner` (median, none), `prune_from_epoch`, `seed` (of the
+            sampler), `seeds` (of the runs of the winner).
         recipes: The folder that the recipe is in, by its name. A file that comes from others names no path of code.
         trials: Instead of those in the file.
 
@@ -141,7 +156,7 @@ def read_search(path: str | Path, recipes: str | Path, trials: int | None = None
         for name, allowed in (("sampler", SAMPLERS), ("pruner", PRUNERS))
         if name in nodes
     }
-    for name, lowest in (("trials", 1), ("startup_trials", 0), ("seed", 0)):
+    for name, lowest in (("trials", 1), ("startup_trials", 0), ("prune_from_epoch", 0), ("seed", 0)):
         if name in nodes:
             options[name] = _whole_number(path, nodes[name], name, lowest)
     if "seeds" in nodes:

@@ -206,6 +206,8 @@ def test_a_trial_worse_than_the_median_at_the_same_epoch_is_pruned(tmp_path):
     assert states["1"] == TrialState.PRUNED
     assert [*study.trials[3].intermediate_values] == [100], "epochs in hundredths; cut short after the first"
     assert not (tmp_path / "trials" / "3" / "results.json").exists()
+    later = make(space={"learning_rate": CHOICES}, sampler="grid", trials=5, pruner="median", prune_from_epoch=2)
+    assert [*run(later, tmp_path / "later").trials[3].intermediate_values] == [100, 200]
     kept = run(make(space={"learning_rate": CHOICES}, sampler="grid", trials=5), tmp_path / "none")
     assert {trial.state for trial in kept.trials} == {TrialState.COMPLETE}
 
