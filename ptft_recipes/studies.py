@@ -160,12 +160,11 @@ def describe_left(cells: list[Cell], slots: int) -> str:
     known = [seconds for seconds in estimates.values() if seconds is not None]
     if not estimates:
         return "nothing left"
-    if not known:
-        return f"unknown time left, {len(estimates)} cells"
     unknown = len(estimates) - len(known)
-    return f"about {format_seconds(sum(known) / slots)} left" + f", and {unknown} cells of unknown time" * bool(
-        unknown
-    )
+    cells_of = f"{unknown} cell{'s' * (unknown != 1)}"
+    if not known:
+        return f"unknown time left, {cells_of}"
+    return f"about {format_seconds(sum(known) / slots)} left" + f", and {cells_of} of unknown time" * bool(unknown)
 
 
 def format_seconds(seconds: float) -> str:

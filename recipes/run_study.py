@@ -91,7 +91,7 @@ def main(argv=None):
     write_comparison(study.output_dir, results)
     write_page(study.output_dir / "report.html", study, results, arms, cells, states)
     if failed := [cell.name for cell, state in states.items() if state != FINISHED]:
-        print(f"run_study.py: {len(failed)} cells did not finish: {', '.join(failed)}", file=sys.stderr)
+        print(f"run_study.py: not finished: {', '.join(failed)}", file=sys.stderr)
         sys.exit(1)
     return results
 

@@ -96,7 +96,7 @@ class TestStudy:
             run_study.main(["--study", study, "--parallel", "2"])
         assert stop.value.code == 1
         out, err = capsys.readouterr()
-        assert err.endswith("run_study.py: 1 cells did not finish: broken-seed1\n")
+        assert err.endswith("run_study.py: not finished: broken-seed1\n")
         assert re.search(r"\] broken-seed1: failed \| \d s \| stub_recipe.py: error: no such column \| ", out)
         assert "Left out: broken: an arm without results" in out
         assert "| base | 1 |" in out
