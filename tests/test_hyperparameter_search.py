@@ -111,8 +111,9 @@ def test_a_grid_takes_every_point_once(tmp_path):
     assert len(search.recipe.calls) == 6
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
-@pytest.mark.parametrize(("epoch", "pruner"), [(1, "median"), (3, "none")])
+@pytest.mark.parametrize(
+    ("sampler", "epoch", "pruner"), [("tpe", 1, "median"), ("random", 3, "none"), ("grid", 1, "median")]
+)
 def test_a_killed_search_ends_as_if_it_had_not_been(sampler, epoch, pruner, tmp_path):
     space = RATE if sampler != "grid" else {"learning_rate": CategoricalDistribution([str(i) for i in range(6)])}
     expected = run(make(space=space, sampler=sampler, pruner=pruner), tmp_path / "whole")
