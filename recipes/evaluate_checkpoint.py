@@ -37,6 +37,7 @@ from ptft_recipes.checkpoint_report import (
 from ptft_recipes.checkpoint_tasks import TASKS
 from ptft_recipes.cli import parse_args, run_command
 from ptft_recipes.data import DatasetArguments
+from ptft_recipes.errors import InputError
 from ptft_recipes.modeling import ModelArguments, load_tokenizer
 from ptft_recipes.trained_checkpoints import load_checkpoint, read_checkpoint, recorded_options
 from ptft_recipes.training import start_run
@@ -73,6 +74,8 @@ def main(argv=None):
     )
     checkpoint = read_checkpoint(model_args)
     run = start_run(__file__, config, model_args, training_args)
+    if run["processes"] > 1:
+        raise InputError("a checkpoint is evaluated by one process; start it with python, not with accelerate launch")
 
     # 2. Data: the labels are numbered as the checkpoint has them; any split but the one asked for may be missing.
     tokenizer = load_tokenizer(model_args)

@@ -1,14 +1,17 @@
 """Cross-validation end to end: each row tested on once, pooled into one score, which compare_runs takes as a run's."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from conftest import load_recipe, topic_rows, write_csv
 from sklearn.metrics import accuracy_score, f1_score
 
+from ptft_recipes import evaluation, reporting
 from ptft_recipes.errors import InputError
 from ptft_recipes.finished_runs import read_run
+from ptft_recipes.significance import bootstrap_intervals
 
 
 @pytest.fixture
@@ -19,8 +22,10 @@ def pool(tmp_path):
 
 
 @pytest.fixture
-def train(run_cls, tmp_path):
-    """Train on a fold of 60 rows."""
+def train(run_cls, tmp_path, monkeypatch):
+    """Train on a fold of 60 rows, with few resamples and no plots, which would take most of the time."""
+    monkeypatch.setattr(evaluation, "bootstrap_intervals", partial(bootstrap_intervals, resamples=50))
+    monkeypatch.setattr(reporting, "_save", lambda figure, path: None)
     file = write_csv(tmp_path / "all.csv", topic_rows(60, 0))
 
     def train(fold, *flags):
