@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ptft_recipes.evaluation import format_score, split_by_class
+from ptft_recipes.evaluation import format_score, predicts_test_split, split_by_class
 from ptft_recipes.reporting import write_text
 
 # By the Hub's name of the task: the Auto class, a name for the pipeline, an input for it.
@@ -50,7 +50,7 @@ def write_model_card(output_dir: Path, results: dict[str, Any], task: str, model
     sections = [
         f"# {name}",
         _summary(run, base_model, task),
-        "## Results\n\n" + _results_table(metrics, data),
+        "## Results\n\n" + _results_table(metrics, run),
         "## Use\n\n" + _usage(model_id, base_model, adapter, task),
         "## Data\n\n" + _data_table(data),
         "## Training\n\n" + _training_table(run),
@@ -100,13 +100,13 @@ def format_lineage(lineage: list[dict[str, Any]]) -> str:
     return " → ".join([start, *stages])
 
 
-def _results_table(metrics: dict[str, Any], data: dict[str, Any]) -> str:
+def _results_table(metrics: dict[str, Any], run: dict[str, Any]) -> str:
+    if not predicts_test_split(run):
+        return "The test split was not predicted."
     if not metrics:
         return "The test split has no labels; nothing was scored."
-    overall, by_class = split_by_class(metrics)
-    lines = [
-        f"On {data['rows']['test']:,} test rows, scored once; in brackets 95 % bootstrap intervals over the rows.\n"
-    ]
+    (overall, by_class), rows = split_by_class(metrics), run["data"]["rows"]["test"]
+    lines = [f"On {rows:,} test rows, scored once; in brackets 95 % bootstrap intervals over the rows.\n"]
     lines += [
         "| metric | test |",
         "|---|---|",

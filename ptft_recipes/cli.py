@@ -132,9 +132,20 @@ class _RecipeParser(HfArgumentParser):
         return namespace
 
 
-def _build_parser(
-    dataclass_types: Sequence[type], defaults: dict[str, Any], description: str | None, show_all: bool
+def build_parser(
+    dataclass_types: Sequence[type], defaults: dict[str, Any], description: str | None = None, show_all: bool = False
 ) -> _RecipeParser:
+    """Return the parser of a recipe's arguments.
+
+    Args:
+        dataclass_types: As for `parse_args`.
+        defaults: Likewise.
+        description: Likewise.
+        show_all: Let `--help` show every field of `TrainingArguments`.
+
+    Raises:
+        KeyError: `defaults` names an argument that no dataclass has.
+    """
     parser = _RecipeParser(
         dataclass_types, description=description, formatter_class=_HelpFormatter, allow_abbrev=False, usage="%(prog)s"
     )
@@ -192,7 +203,7 @@ def parse_args(
         SystemExit: For `--help` and `--print_config` (code 0), and for wrong arguments (code 2).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _build_parser(dataclass_types, defaults, description, show_all="--help_all" in argv)
+    parser = build_parser(dataclass_types, defaults, description, show_all="--help_all" in argv)
     names = {field.name for dataclass_type in dataclass_types for field in dataclasses.fields(dataclass_type)}
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")

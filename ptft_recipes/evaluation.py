@@ -30,7 +30,8 @@ def score_test_split(
     """Predict the test split once, score it with 95 % bootstrap intervals, and write what a reader needs.
 
     Writes into `output_dir`: `results.json`, `predictions/test.jsonl`, and under `plots/` the learning
-    curves and, for a single label, the confusion matrix. A test split without `labels` is predicted and not scored.
+    curves and, for a single label, the confusion matrix. A test split without `labels` is predicted and not scored;
+    with `--do_predict false` it is not predicted either.
 
     Args:
         trainer: A trained `RecipeTrainer`; all processes call this together.
@@ -43,6 +44,8 @@ def score_test_split(
     Returns:
         `{"split": "test", "metrics": {name: {"value", "ci95", "n"}}, "run": {...}}`.
     """
+    if not predicts_test_split(run):
+        return report_test_split(trainer, None, metrics, [], run)
     prediction = trainer.predict(dataset)
     if problem_type == SINGLE and prediction.label_ids is not None and trainer.is_world_process_zero():
         predicted = np.argmax(prediction.predictions, axis=1)
@@ -61,7 +64,8 @@ def report_test_split(
     Args:
         trainer: A trained `RecipeTrainer`; all processes call this together.
         prediction: What its `predict` returned; or with, in the place of its predictions and labels, statistics per
-            example, which `metrics` makes the scores of. Without `label_ids` nothing is scored.
+            example, which `metrics` makes the scores of. Without `label_ids` nothing is scored. None: nothing was
+            predicted, and the results are those of training.
         metrics: `metrics(prediction, weights=None)`.
         lines: Of `predictions/test.jsonl`, one per example.
         run: What `start_run` returned, and what the recipe added.
@@ -69,15 +73,22 @@ def report_test_split(
     Returns:
         As `score_test_split`.
     """
-    results = {"split": "test", "metrics": {}, "run": _describe_training(trainer, prediction.metrics, run)}
+    timing = {} if prediction is None else prediction.metrics
+    results = {"split": "test", "metrics": {}, "run": _describe_training(trainer, timing, run)}
     if not trainer.is_world_process_zero():
         return results
-    if prediction.label_ids is not None:
-        logger.info(SCORING, len(prediction.label_ids))
-        results["metrics"] = with_intervals(metrics, prediction)
-    write_lines(Path(trainer.args.output_dir) / "predictions" / "test.jsonl", lines)
+    if prediction is not None:
+        if prediction.label_ids is not None:
+            logger.info(SCORING, len(prediction.label_ids))
+            results["metrics"] = with_intervals(metrics, prediction)
+        write_lines(Path(trainer.args.output_dir) / "predictions" / "test.jsonl", lines)
     _finish(trainer, results)
     return results
+
+
+def predicts_test_split(run: dict[str, Any]) -> bool:
+    """Tell whether a run looks at the test split: not with `--do_predict false`, while settings are being chosen."""
+    return run["config"].get("do_predict", True)
 
 
 def score_split(trainer, dataset, metrics: Metrics, name: str) -> dict[str, dict[str, Any]]:
@@ -198,7 +209,7 @@ def _describe_training(trainer, test_metrics: dict[str, float], run: dict[str, A
         "total_parameters": total,
         "seconds": {
             "train": round(train_seconds, 1),
-            "test": round(test_metrics["test_runtime"], 1),
+            "test": round(test_metrics.get("test_runtime", 0.0), 1),
             "total": round(seconds_since_start(), 1),
         },
         "milliseconds_per_step": None if step is None else round(1000 * step, 1),
@@ -265,7 +276,8 @@ def format_score(score: dict[str, Any]) -> str:
 def log_results(results: dict[str, Any], output_dir: Path) -> None:
     """Log the scores as a table: per class in a row each, the rest in a line each."""
     if not results["metrics"]:
-        logger.info("test: no labels, so predicted and not scored: %s", output_dir / "predictions" / "test.jsonl")
+        unlabelled = f"no labels, so predicted and not scored: {output_dir / 'predictions' / 'test.jsonl'}"
+        logger.info("test: %s", unlabelled if predicts_test_split(results["run"]) else "not predicted")
         return
     logger.info("test, with 95 % bootstrap intervals:")
     overall, by_class = split_by_class(results["metrics"])

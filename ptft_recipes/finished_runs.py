@@ -205,10 +205,17 @@ def scores_of_lines(lines: list[dict[str, Any]], data: dict[str, Any]) -> tuple[
         statistics = tag_statistics(truth, predicted, **names, scheme=data["scheme"])
         rows = SimpleNamespace(predictions=statistics)
         return ids, truth, lambda weights: tag_metrics(rows, weights=weights, **names, scheme=data["scheme"]), None
-    return ids, truth, *_classifier(lines, data["problem_type"], data["label_names"])
+    return ids, truth, *classifier_scores(lines, data["problem_type"], data["label_names"])
 
 
-def _classifier(lines: list[dict[str, Any]], problem_type: str, names: list[str]):
+def classifier_scores(lines: list[dict[str, Any]], problem_type: str, names: list[str]):
+    """Return the scores of a sequence classifier as functions of weights, as `FinishedRun` has them.
+
+    Args:
+        lines: Of `predictions/test.jsonl`, with a gold label each.
+        problem_type: As in `PreTrainedConfig.problem_type`.
+        names: `[labels]`.
+    """
     gold, predicted = [line["gold"] for line in lines], [line["predicted"] for line in lines]
     if problem_type == REGRESSION:
         numbers = np.array(predicted, dtype=np.float64), np.array(gold, dtype=np.float64)

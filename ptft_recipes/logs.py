@@ -1,8 +1,11 @@
 """What a run says: progress bars on a terminal, one readable line per event everywhere."""
 
+import contextlib
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 from transformers import ProgressCallback, TrainingArguments
 from transformers import logging as transformers_logging
@@ -10,14 +13,34 @@ from transformers import logging as transformers_logging
 logger = logging.getLogger(__name__)
 
 
-def configure_logging(training_args: TrainingArguments) -> None:
-    """Let the library's own lines reach standard output from one process, and quiet what would repeat them."""
+def log_to_stdout() -> logging.Logger:
+    """Let the library's own lines reach standard output, once, and return its logger."""
     library = logging.getLogger("ptft_recipes")
     if not library.handlers:
         handler = logging.StreamHandler(sys.stdout)
         handler.setFormatter(logging.Formatter("%(message)s"))
         library.addHandler(handler)
         library.propagate = False
+    library.setLevel(logging.INFO)
+    return library
+
+
+@contextlib.contextmanager
+def log_into(path: Path) -> Iterator[None]:
+    """Let the library's own lines go to the end of a file instead: those of a run within another one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    library = logging.getLogger("ptft_recipes")
+    before, library.handlers = library.handlers, [logging.FileHandler(path, encoding="utf-8")]
+    try:
+        yield
+    finally:
+        library.handlers[0].close()
+        library.handlers = before
+
+
+def configure_logging(training_args: TrainingArguments) -> None:
+    """Let the library's own lines reach standard output from one process, and quiet what would repeat them."""
+    library = log_to_stdout()
     library.setLevel(logging.INFO if training_args.should_log else logging.WARNING)
     # PEFT 0.21 asks transformers by the old name, in every run with an adapter.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

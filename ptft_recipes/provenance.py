@@ -19,6 +19,9 @@ import ptft_recipes
 PACKAGES = ("transformers", "accelerate", "peft", "datasets", "evaluate", "tokenizers", "torch", "numpy")
 
 
+_starts: list[float] = []  # of the runs of this process
+
+
 def describe_environment(recipe: str, training_args) -> dict[str, Any]:
     """Describe the run as far as it is known before training.
 
@@ -27,6 +30,7 @@ def describe_environment(recipe: str, training_args) -> dict[str, Any]:
         training_args: `TrainingArguments`.
     """
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    _starts.append(time.time() if _starts else psutil.Process().create_time())
     commit, dirty = _git_state(Path(recipe).resolve().parent)
     device = training_args.device.type
     return {
@@ -60,8 +64,8 @@ def describe_stage(run: dict[str, Any], steps: int) -> dict[str, Any]:
 
 
 def seconds_since_start() -> float:
-    """Return the age of this process: imports and all."""
-    return time.time() - psutil.Process().create_time()
+    """Return the age of the run: the first of a process began with it, imports and all."""
+    return time.time() - (_starts[-1] if _starts else psutil.Process().create_time())
 
 
 class StepTimeCallback(TrainerCallback):

@@ -110,6 +110,51 @@ def plot_learning_curves(log_history: list[dict[str, float]], path: Path) -> Non
     _save(figure, path)
 
 
+def plot_trials(scores: list[float | None], pruned: list[bool], metric: str, maximize: bool, path: Path) -> None:
+    """Draw the validation score of every trial of a search, and the best so far.
+
+    Args:
+        scores: Of the trials in their order; None for one that failed. One that was pruned has its last score.
+        pruned: Which ones were.
+        metric: Name of the score.
+        maximize: More of it is better.
+        path: Of the PNG.
+    """
+    figure, axes = _figure(width=7, height=3.6)
+    values = np.array([np.nan if score is None else score for score in scores], dtype=float)
+    numbers, cut, gone = np.arange(len(values)), np.array(pruned, dtype=bool), np.isnan(values)
+    whole = np.where(cut, np.nan, values)
+    if not np.isnan(whole).all():
+        best = (np.fmax if maximize else np.fmin).accumulate(whole)
+        axes.plot(numbers, best, "-", drawstyle="steps-post", color="tab:orange", label="best so far")
+        axes.plot(numbers, whole, "o", color="tab:blue", markersize=5, label="complete")
+    if cut.any():
+        axes.plot(numbers[cut], values[cut], "x", color="tab:gray", label="pruned, at its last score")
+    if gone.any():
+        low = np.nanmin(values) if not gone.all() else 0.0
+        axes.plot(numbers[gone], np.full(gone.sum(), low), "v", color="tab:red", label="failed, without a score")
+    axes.set(xlabel="trial", ylabel=f"validation {metric}")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=4, fontsize=9)
+    _save(figure, path)
+
+
+def plot_importance(importance: dict[str, float], path: Path) -> None:
+    """Draw the share of each option, the most important one on top.
+
+    Args:
+        importance: `{option: share}`.
+        path: Of the PNG.
+    """
+    figure, axes = _figure(width=7, height=1.2 + 0.36 * len(importance))
+    names = sorted(importance, key=importance.get)
+    bars = axes.barh(names, [importance[name] for name in names], color="tab:blue")
+    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
+    axes.set(xlabel="importance for reaching the best quarter of the trials (PED-ANOVA)", xlim=(0, 1.08))
+    _save(figure, path)
+
+
 def plot_forest(comparison: dict[str, Any], path: Path) -> None:
     """Draw the mean score of each arm with its interval, and beside it the difference to the baseline with its own.
 

@@ -25,7 +25,7 @@ OWN_FILES = ("README.md", "config.json", "model.safetensors", "adapter_config.js
 # What a resumed run may change without being asked: it leaves the weights as they would have been. Of files with data
 # the content is compared instead of the name; more epochs are the point of going on.
 MAY_CHANGE = {
-    "output_dir", "run_name", "project", "report_to", "trackio_space_id", "disable_tqdm",
+    "output_dir", "run_name", "project", "report_to", "trackio_space_id", "disable_tqdm", "do_predict",
     "save_strategy", "save_steps", "save_total_limit",
     "per_device_eval_batch_size", "eval_accumulation_steps", "gradient_checkpointing", "gradient_checkpointing_kwargs",
     "torch_empty_cache_steps", "skip_memory_metrics", "push_to_hub", "train_file", "validation_file", "test_file",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from ptft_recipes.config_files import YAML_TAGS
-from ptft_recipes.errors import InputError, nearest, one_line
+from ptft_recipes.errors import InputError, nearest
+from ptft_recipes.yaml_files import mapping, place, read_yaml, scalar, scalars
 
 KEYS = ("output_dir", "seeds", "baseline", "common", "arms")
 PREVIOUS = "<previous>"
@@ -76,88 +76,41 @@ def read_study(path: str | Path, recipes: str | Path | None, output_dir: str | P
     Raises:
         InputError: What is wrong, and on which line.
     """
-    text, root = _compose(Path(path))
-    top = _mapping(root, path, KEYS)
+    top = mapping(path, read_yaml(path), KEYS)
     for key in ("seeds", "arms"):
         if key not in top:
             raise InputError(f"{path}: the key {key!r} is missing; a study has {', '.join(KEYS)}")
     common = {}
-    for name, node in _mapping(top["common"], path).items() if "common" in top else ():
-        file = _recipe_file(name, recipes, _where(path, node))
-        common[file] = _arguments(_mapping(node, path), path)
+    for name, node in mapping(path, top["common"]).items() if "common" in top else ():
+        file = _recipe_file(name, recipes, place(path, node))
+        common[file] = _arguments(mapping(path, node), path)
     arms: dict[str, list[Stage]] = {}
-    for name, node in _mapping(top["arms"], path).items():
+    for name, node in mapping(path, top["arms"]).items():
         if not re.fullmatch(r"\w[\w.+-]*", name):
-            raise InputError(
-                f"{_where(path, node)}: the arm {name!r:.60} names a folder; use letters, digits, . + - _"
-            )
+            raise InputError(f"{place(path, node)}: the arm {name!r:.60} names a folder; use letters, digits, . + - _")
         stages = node.value if isinstance(node, yaml.SequenceNode) else [node]
         arms[name] = [_stage(stage, path, recipes, common, first=i == 0) for i, stage in enumerate(stages)]
         if not stages:
-            raise InputError(f"{_where(path, node)}: the arm {name!r} has no stages")
+            raise InputError(f"{place(path, node)}: the arm {name!r} has no stages")
         if "seed" in arms[name][-1].arguments:
             raise InputError(f"{arms[name][-1].where}: the seeds of an arm's last stage are those under `seeds`")
     if unused := [
         file.stem for file in common if file not in {stage.recipe for arm in arms.values() for stage in arm}
     ]:
-        raise InputError(f"{_where(path, top['common'])}: no arm has the recipe {unused[0]!r}")
-    baseline = _text(top["baseline"], "baseline", path) if "baseline" in top else next(iter(arms), "")
+        raise InputError(f"{place(path, top['common'])}: no arm has the recipe {unused[0]!r}")
+    baseline = scalar(path, top["baseline"], "baseline") if "baseline" in top else next(iter(arms), "")
     if baseline not in arms:
-        raise InputError(f"{_where(path, top['arms'])}: no arm {baseline!r}, the baseline{nearest(baseline, arms)}")
-    named = _text(top["output_dir"], "output_dir", path) if "output_dir" in top else f"runs/{Path(path).stem}"
-    return Study(text, Path(output_dir or named), _seeds(top["seeds"], path), baseline, arms)
-
-
-def _compose(path: Path) -> tuple[str, yaml.Node]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        # The node tree keeps every scalar as it was written: 1e-3 and 007 reach the recipe's parser as text.
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--study {path}: {one_line(error)}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        what = " ".join(filter(None, (getattr(error, name, None) for name in ("context", "problem"))))
-        place = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{place}: not valid YAML: {one_line(what or error)}") from None
-    except RecursionError:
-        raise InputError(f"{path}: nested too deeply to be a study") from None
-    if root is None:
-        raise InputError(f"{path}: empty; a study has {', '.join(KEYS)}")
-    return text, root
-
-
-def _where(path: str | Path, node: yaml.Node) -> str:
-    return f"{path}:{node.start_mark.line + 1}"
-
-
-def _mapping(node: yaml.Node, path: str | Path, known: tuple[str, ...] = ()) -> dict[str, yaml.Node]:
-    if not isinstance(node, yaml.MappingNode) or node.tag not in YAML_TAGS:
-        raise InputError(f"{_where(path, node)}: expected lines of the form `key: value`")
-    found: dict[str, yaml.Node] = {}
-    for key, value in node.value:
-        if not isinstance(key, yaml.ScalarNode) or not key.value:
-            raise InputError(f"{_where(path, key)}: a key must be a word")
-        if known and key.value not in known:
-            raise InputError(f"{_where(path, key)}: unknown key {key.value!r:.60}{nearest(key.value, known)}")
-        if key.value in found:  # PyYAML's loaders would keep the last
-            raise InputError(f"{_where(path, key)}: {key.value!r:.60} stands here a second time")
-        found[key.value] = value
-    return found
-
-
-def _text(node: yaml.Node, key: str, path: str | Path) -> str:
-    if not isinstance(node, yaml.ScalarNode) or node.tag not in YAML_TAGS:
-        raise InputError(f"{_where(path, node)}: {key!r:.60} must be a plain value")
-    if node.tag == "tag:yaml.org,2002:null":
-        raise InputError(f"{_where(path, node)}: {key!r:.60} has no value")
-    return node.value
+        raise InputError(f"{place(path, top['arms'])}: no arm {baseline!r}, the baseline{nearest(baseline, arms)}")
+    named = scalar(path, top["output_dir"], "output_dir") if "output_dir" in top else f"runs/{Path(path).stem}"
+    return Study(
+        Path(path).read_text(encoding="utf-8"), Path(output_dir or named), _seeds(top["seeds"], path), baseline, arms
+    )
 
 
 def _seeds(node: yaml.Node, path: str | Path) -> list[int]:
-    texts = [_text(item, "seeds", path) for item in node.value] if isinstance(node, yaml.SequenceNode) else []
+    texts = [scalar(path, item, "seeds") for item in node.value] if isinstance(node, yaml.SequenceNode) else []
     if not texts or not all(re.fullmatch(r"0|[1-9]\d{0,8}", text) for text in texts) or len(set(texts)) < len(texts):
-        raise InputError(f"{_where(path, node)}: seeds must be a list of different whole numbers, e.g. [42, 43, 44]")
+        raise InputError(f"{place(path, node)}: seeds must be a list of different whole numbers, e.g. [42, 43, 44]")
     return [int(text) for text in texts]
 
 
@@ -177,23 +130,18 @@ def _arguments(nodes: dict[str, yaml.Node], path: str | Path) -> dict[str, str |
     arguments: dict[str, str | list[str]] = {}
     for key, node in nodes.items():
         if key in NOT_IN_A_STUDY:
-            raise InputError(f"{_where(path, node)}: {key!r} does not belong into a study: {NOT_IN_A_STUDY[key]}")
-        if not isinstance(node, yaml.SequenceNode):
-            arguments[key] = _text(node, key, path)
-            continue
-        arguments[key] = [_text(item, key, path) for item in node.value]
-        if flags := [item for item in arguments[key] if re.match(r"-(?![\d.])", item)]:
-            raise InputError(f"{_where(path, node)}: {key!r}: the item {flags[0]!r:.60} would be read as a flag")
+            raise InputError(f"{place(path, node)}: {key!r} does not belong into a study: {NOT_IN_A_STUDY[key]}")
+        arguments[key] = (scalars if isinstance(node, yaml.SequenceNode) else scalar)(path, node, key)
     return arguments
 
 
 def _stage(
     node: yaml.Node, path: str | Path, recipes: str | Path | None, common: dict[Path, dict], first: bool
 ) -> Stage:
-    nodes, where = _mapping(node, path), _where(path, node)
+    nodes, where = mapping(path, node), place(path, node)
     if "recipe" not in nodes:
         raise InputError(f"{where}: a stage needs a `recipe`{nearest('recipe', nodes)}")
-    recipe = _recipe_file(_text(nodes.pop("recipe"), "recipe", path), recipes, where)
+    recipe = _recipe_file(scalar(path, nodes.pop("recipe"), "recipe"), recipes, where)
     arguments = common.get(recipe, {}) | _arguments(nodes, path)
     values = [value for given in arguments.values() for value in (given if isinstance(given, list) else [given])]
     if not re.fullmatch(r"\d{1,9}", str(arguments.get("seed", 0))):

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput
 
-from ptft_recipes.evaluation import report_test_split
+from ptft_recipes.evaluation import predicts_test_split, report_test_split
 from ptft_recipes.metrics import confusion_matrix
 from ptft_recipes.reporting import plot_confusion_matrix
 from ptft_recipes.tag_metrics import tag_metrics, tag_statistics
@@ -100,6 +100,8 @@ def score_tags(
     Returns:
         As `score_test_split`.
     """
+    if not predicts_test_split(run):
+        return report_test_split(trainer, None, trainer.tag_metrics, [], run)
     names = trainer.task["label_names"]
     predicted, output = trainer.predict_tags(windows)
     gold = statistics = None

@@ -48,6 +48,7 @@ DEFAULTS = {
     "load_best_model_at_end": True,
     "metric_for_best_model": "macro_f1",
     "logging_steps": 0.05,
+    "do_predict": True,
 }
 
 
@@ -70,7 +71,7 @@ def preprocess(examples, tokenizer, text_columns, max_length):
     return tokenize(tokenizer, *(examples[column] for column in text_columns), max_length=max_length)
 
 
-def main(argv=None):
+def main(argv=None, callbacks=()):
     # 1. Arguments: the defaults above, then --config, then flags.
     model_args, data_args, tuning_args, training_args, config = parse_args(
         (ModelArguments, DataArguments, TuningArguments, TrainingArguments), DEFAULTS, argv, __doc__
@@ -79,9 +80,8 @@ def main(argv=None):
 
     # 2. Data: train to fit, validation to choose, test to report.
     text_columns = [column for column in (data_args.text_column, data_args.text_pair_column) if column]
-    raw, run["data"] = load_splits(
-        data_args, text_columns, data_args.label_column, data_args.problem_type, data_args.label_separator
-    )
+    labels = {name: getattr(data_args, name) for name in ("label_column", "problem_type", "label_separator")}
+    raw, run["data"] = load_splits(data_args, text_columns, **labels)
     task = {name: run["data"][name] for name in ("problem_type", "label_names")}
     if task["problem_type"] == "regression" and training_args.metric_for_best_model == "macro_f1":
         training_args.metric_for_best_model = "pearson"
@@ -101,7 +101,7 @@ def main(argv=None):
     weights = balanced_class_weights(dataset["train"]["labels"], data_args.class_weights, **task)
     options = {"class_weights": weights, "label_smoothing": training_args.label_smoothing_factor}
     loss = partial(classification_loss, problem_type=task["problem_type"], **options)
-    patience = data_args.early_stopping_patience
+    early_stopping = [EarlyStoppingCallback(n)] if (n := data_args.early_stopping_patience) else []
     trainer = RecipeTrainer(
         model=model,
         args=training_args,
@@ -113,7 +113,7 @@ def main(argv=None):
         new_modules=new_modules,
         compute_loss_func=loss,
         compute_metrics=metrics,
-        callbacks=[EarlyStoppingCallback(patience)] if patience else None,
+        callbacks=[*callbacks, *early_stopping],
     )
     trainer.train()
     trainer.save_model()

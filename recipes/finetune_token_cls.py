@@ -52,6 +52,7 @@ DEFAULTS = {
     "load_best_model_at_end": True,
     "metric_for_best_model": "f1",
     "logging_steps": 0.05,
+    "do_predict": True,
 }
 
 
@@ -72,7 +73,7 @@ def preprocess(examples, row_numbers, tokenizer, words_column, **kwargs):
     return tokenize_words(tokenizer, examples[words_column], row_numbers, examples.get("labels"), **kwargs)
 
 
-def main(argv=None):
+def main(argv=None, callbacks=()):
     # 1. Arguments: the defaults above, then --config, then flags.
     model_args, data_args, tuning_args, training_args, config = parse_args(
         (ModelArguments, DataArguments, TuningArguments, TrainingArguments), DEFAULTS, argv, __doc__
@@ -97,7 +98,7 @@ def main(argv=None):
     model = apply_tuning(model, tuning_args, "TOKEN_CLS", new_modules)
 
     # 4. Train.
-    patience = data_args.early_stopping_patience
+    early_stopping = [EarlyStoppingCallback(n)] if (n := data_args.early_stopping_patience) else []
     trainer = TaggingTrainer(
         model=model,
         args=training_args,
@@ -111,7 +112,7 @@ def main(argv=None):
         tuning_args=tuning_args,
         new_modules=new_modules,
         compute_loss_func=partial(classification_loss, label_smoothing=training_args.label_smoothing_factor),
-        callbacks=[EarlyStoppingCallback(patience)] if patience else None,
+        callbacks=[*callbacks, *early_stopping],
     )
     trainer.train()
     trainer.save_model()

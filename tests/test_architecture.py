@@ -38,6 +38,9 @@ EDGES = {
     "demo": {"errors"},
     "electra": {"errors", "modeling", "sparse_head"},
     "embeddings": {"errors", "modeling"},
+    "ensembles": {
+        "data", "errors", "evaluation", "finished_runs", "labels", "metrics", "reporting", "significance",
+    },
     "errors": set(),
     "evaluate_modules": {"metrics"},
     "features": set(),
@@ -46,6 +49,7 @@ EDGES = {
     "finished_runs": {"errors", "evaluation", "labels", "metrics", "perplexity", "resuming", "tag_metrics"},
     "folds": {"errors"},
     "hub": {"card", "errors"},
+    "hyperparameter_search": {"errors", "evaluation", "logs", "reporting", "search_report", "search_space"},
     "interruption": {"errors"},
     "labels": {"errors"},
     "launching": {"errors", "interruption", "studies"},
@@ -85,14 +89,17 @@ EDGES = {
     "sealed_trainer": {
         "checkpoints", "errors", "interruption", "modeling", "reporting", "resources", "resuming",
     },
+    "search_report": {"reporting", "search_space"},
+    "search_space": {"cli", "data", "errors", "metrics", "yaml_files"},
     "sentence_pairs": {"blocks", "collators", "errors"},
     "sentence_prediction": {"errors", "objectives", "perplexity", "pretraining", "sparse_head"},
     "significance": {"resampling"},
     "slices": set(),
+    "soups": {"ensembles", "errors", "finished_runs", "merging", "modeling", "trained_checkpoints"},
     "sparse_head": set(),
     "splits": {"caching", "errors", "folds"},
     "studies": {"errors", "evaluation", "reporting", "resuming", "study_files"},
-    "study_files": {"config_files", "errors"},
+    "study_files": {"errors", "yaml_files"},
     "study_page": {"comparison", "comparison_tables", "metrics", "reporting", "studies", "study_files"},
     "tag_metrics": {"tag_schemes"},
     "tag_schemes": set(),
@@ -107,6 +114,7 @@ EDGES = {
     "tuning": {"adapters", "errors", "merging", "optimization", "saved_adapters"},
     "vocabulary": {"errors"},
     "windows": {"errors"},
+    "yaml_files": {"config_files", "errors", "safe_files"},
 }  # fmt: skip
 
 

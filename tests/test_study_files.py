@@ -94,7 +94,7 @@ def test_the_folder_of_a_shared_stage_does_not_depend_on_where_the_study_lies(tm
     ("common:\n", "common:\n  finetune_token_cls: {seed: 1}\n", "no arm has the recipe 'finetune_token_cls'"),
     ("    learning_rate: 1e-5\n", "    learning_rate: !!python/object:os.system x\n", "must be a plain value"),
     ("seeds: [1, 2]", "seeds: [1, 2", "not valid YAML"),
-    (STUDY, "", "empty; a study has"),
+    (STUDY, "", "mine.yaml: empty"),
     (STUDY, "- 1", "expected lines of the form `key: value`"),
 ])  # fmt: skip
 def test_a_mistake_in_a_study_is_named_with_its_line(tmp_path, old, new, message):
@@ -109,5 +109,5 @@ def test_two_arms_that_are_the_same_are_refused(tmp_path):
 
 
 def test_a_study_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"--study .*none\.yaml"):
+    with pytest.raises(InputError, match=r"none\.yaml: no such file"):
         read_study(tmp_path / "none.yaml", ROOT / "recipes")

@@ -17,7 +17,7 @@ from ptft_recipes.data import DatasetArguments
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 SECTIONS = ["1. Arguments", "2. Data", "3. Model", "4. Train", "5. Evaluate", "6. Publish"]
 TRAINING = [path for path in RECIPES if "trainer.train()" in path.read_text()]
-ABOVE = ["compare_runs", "pool_folds", "run_study"]
+ABOVE = ["compare_runs", "pool_folds", "run_study", "search_hyperparameters"]
 LOCAL_NAMES = ["run", "raw", "tokenizer", "dataset", "model", "trainer", "results"]
 MAX_LINES, MAX_IMPORTS, MAX_NESTING, MAX_OPTIONS = 126, 15, 3, 42
 
@@ -30,7 +30,8 @@ def depth(node: ast.AST) -> int:
 
 def test_there_are_recipes_to_test():
     assert [path.stem for path in RECIPES if path not in TRAINING] == [
-        "compare_runs", "evaluate_checkpoint", "merge_adapters", "pool_folds", "run_study", "train_tokenizer",
+        "compare_runs", "ensemble_runs", "evaluate_checkpoint", "merge_adapters", "pool_folds", "run_study",
+        "search_hyperparameters", "train_tokenizer",
     ]  # fmt: skip
     assert len(TRAINING) >= 4
 

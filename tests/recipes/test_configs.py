@@ -11,18 +11,21 @@ from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT, argument_types, load_recipe
 
 from ptft_recipes.cli import parse_args
+from ptft_recipes.search_space import read_search
 from ptft_recipes.studies import check_cells, plan_cells
 from ptft_recipes.study_files import read_study
 
 ALL_CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
 STUDIES = [path for path in ALL_CONFIGS if path.parent.name == "run_study"]
-CONFIGS = [path for path in ALL_CONFIGS if path not in STUDIES]
+SEARCHES = [path for path in ALL_CONFIGS if path.parent.name == "search_hyperparameters"]
+CONFIGS = [path for path in ALL_CONFIGS if path not in STUDIES + SEARCHES]
 ACCELERATE_CONFIGS = sorted((ROOT / "accelerate_configs").rglob("*.yaml"))
 
 
 def test_there_are_configs_to_test():
     assert len(CONFIGS) >= 3
     assert len(STUDIES) >= 1
+    assert len(SEARCHES) >= 1
     assert [path.stem for path in ACCELERATE_CONFIGS] == ["cpu", "multi_cpu", "multi_gpu", "single_gpu"]
 
 
@@ -46,6 +49,15 @@ def test_every_cell_of_a_study_parses_with_its_recipe(path, tmp_path):
     assert len([cell for cell in cells if cell.arm]) == len(study.arms) * len(study.seeds)
     check_cells(cells)
     assert all(cell.config.get("seed", 42) == cell.seed and cell.config["model_name_or_path"] for cell in cells)
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_a_search_is_one_that_its_recipe_can_run(path):
+    search = read_search(path, ROOT / "recipes")
+    assert search.resolve(
+        {name: value.choices[0] if hasattr(value, "choices") else value.low for name, value in search.space.items()}
+    )
+    assert f"python recipes/search_hyperparameters.py --search {path.relative_to(ROOT)}" in path.read_text()
 
 
 @pytest.mark.parametrize("path", ACCELERATE_CONFIGS, ids=lambda path: path.stem)

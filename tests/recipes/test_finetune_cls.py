@@ -16,6 +16,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from ptft_recipes.errors import InputError
+from ptft_recipes.training import RecipeTrainer
 
 
 def read_predictions(folder: Path) -> list[dict]:
@@ -352,3 +353,13 @@ def test_a_copy_runs_from_an_empty_folder_with_exit_codes(tmp_path, checkpoint, 
     assert mistake.returncode == 2
     assert mistake.stderr.strip().startswith("my_cls.py: error: ")
     assert mistake.stderr.count("\n") == 1
+
+
+def test_the_test_split_can_stay_closed(run_cls, tmp_path, monkeypatch):
+    monkeypatch.setattr(RecipeTrainer, "predict", None)  # whoever calls it fails
+    results = run_cls("--do_predict", "false", num_train_epochs=1)
+    assert results["metrics"] == {}
+    assert results["run"]["validation"]["macro_f1"] > 0
+    assert not (tmp_path / "run" / "predictions").exists()
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["metrics"] == {}
+    assert "The test split was not predicted." in (tmp_path / "run" / "README.md").read_text()

@@ -1,0 +1,110 @@
+"""The weights of finished runs averaged into one model, which costs no more than one."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import DatasetDict
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ptft_recipes.ensembles import by_validation, is_better
+from ptft_recipes.errors import InputError
+from ptft_recipes.finished_runs import FinishedRun
+from ptft_recipes.merging import average_weights, fold_adapter
+from ptft_recipes.modeling import ModelArguments
+from ptft_recipes.trained_checkpoints import load_checkpoint, read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+def load_member(
+    member: FinishedRun, model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """Load the model of a run, an adapter folded into its base, so that its weights can be averaged with others.
+
+    Args:
+        member: The run.
+        model_args: How to load; which model, the run says.
+        tokenizer: Of the runs.
+
+    Raises:
+        InputError: The model cannot be loaded, or its adapter is no change of weights.
+    """
+    logging.disable(logging.INFO)  # a line per load, of which there are many
+    try:
+        checkpoint = read_checkpoint(replace(model_args, model_name_or_path=str(member.folder)))
+        if checkpoint.adapter and member.run["config"].get("from_scratch"):
+            raise InputError("its adapter belongs to new weights, which are not saved")
+        model = load_checkpoint(checkpoint, tokenizer)
+        return fold_adapter(model) if checkpoint.adapter else model
+    except InputError as error:
+        raise InputError(f"{member.folder}: {error}; --soups false combines the outputs only") from error
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def greedy_soup(
+    ranked: list[FinishedRun], score: Callable[[list[FinishedRun]], float], better: Callable[[float, float], bool]
+) -> list[FinishedRun]:
+    """Choose what goes into a soup: the best member, and each further one that makes the soup no worse on validation.
+
+    Args:
+        ranked: The members, best first.
+        score: The validation score of the mean of some members.
+        better: Whether a first score is better than a second.
+
+    Source: Wortsman et al., Model Soups (2022), recipe 1.
+    """
+    chosen = ranked[:1]
+    best = score(chosen)
+    for member in ranked[1:]:
+        if not better(best, found := score([*chosen, member])):
+            chosen, best = [*chosen, member], found
+    return chosen
+
+
+def cook_soups(
+    members: list[FinishedRun],
+    load: Callable[[FinishedRun], PreTrainedModel],
+    trainer: Callable[..., Any],
+    dataset: DatasetDict,
+    metrics: Callable[..., dict[str, float]],
+) -> dict[str, np.ndarray]:
+    """Average the weights of all members, and of those that a greedy choice on validation keeps; save both models.
+
+    Args:
+        members: As they were read.
+        load: Returns the model of a member, as `load_member` does.
+        trainer: Returns a `RecipeTrainer` for a `model`; its `output_dir` gets a folder for each soup.
+        dataset: Tokenized, with `validation` and `test`.
+        metrics: `metrics(prediction)`.
+
+    Returns:
+        The logits `[rows, labels]` that each soup predicts for the test split.
+
+    Raises:
+        InputError: The test rows are not those of the runs, or a model cannot be averaged.
+    """
+    metric = members[0].main_metric
+    if [str(name) for name in dataset["test"]["id"]] != members[0].ids:
+        raise InputError("the test split has other rows now than when the runs predicted it; see --runs")
+
+    def average(chosen: list[FinishedRun]):
+        return trainer(model=average_weights(load(member) for member in chosen))
+
+    def score(chosen: list[FinishedRun]) -> float:
+        value = float(metrics(average(chosen).predict(dataset["validation"]))[metric])
+        logger.info("validation %s %.4f: weights of %s", metric, value, ", ".join(str(run.folder) for run in chosen))
+        return value
+
+    soups = {"uniform soup": members, "greedy soup": greedy_soup(by_validation(members), score, is_better(metric))}
+    logits = {}
+    for name, chosen in soups.items():
+        cooked = average(chosen)
+        cooked.model.config.averaged_runs = [run.folder.name for run in chosen]
+        cooked.save_model(str(Path(cooked.args.output_dir) / name.replace(" ", "_")))
+        logits[name] = cooked.predict(dataset["test"]).predictions
+    return logits
