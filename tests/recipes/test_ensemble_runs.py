@@ -70,7 +70,7 @@ def test_outputs_and_weights_are_averaged_as_computed_by_hand(train, topics, tmp
     }
     scores = {str(folder): f1(gold, logits[i], names) for i, folder in enumerate(folders)}
     mean, best = np.mean([*scores.values()]), scores[report["best"]]
-    assert len({*scores.values()}) == 3, "the runs differ"
+    assert len({*scores.values()}) > 1, "the runs differ"
     assert [*report["systems"]] == [*scores, "members", *expected]
     for name, scored in expected.items():
         lines = read(tmp_path / "all" / "predictions" / f"{name.replace(' ', '_')}.jsonl")
