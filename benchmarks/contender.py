@@ -29,12 +29,12 @@ class Pace(TrainerCallback):
     """Waits for the word to go on, and reports what was done since."""
 
     def __init__(self, pipe):  # noqa: D107
-        self.pipe, self.left = pipe, 0
-        self.tokens = self.rows = 0
+        self.pipe, self.start = pipe, time.perf_counter()
+        self.left = self.tokens = self.rows = 0
 
     def wait(self) -> None:
         """Report, and wait for the number of steps to do next."""
-        seconds = time.perf_counter() - self.start if self.left == 0 and hasattr(self, "start") else None
+        seconds = time.perf_counter() - self.start
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         report = {"seconds": seconds, "tokens": self.tokens, "rows": self.rows, "peak_gib": memory}
         report["since_start"] = time.time() - psutil.Process().create_time()

@@ -343,7 +343,7 @@ def test_a_file_that_fails_while_it_is_read_is_named(tmp_path, name):
         ("train.jsonl", f"\n{'[' * 5000}", "train.jsonl:2: JSON nested too deeply"),
         ("train.json", '{"a":' * 5000, "train.json:1: JSON nested too deeply"),
         ("train.jsonl", f'{{"text": "x", "label": {"1" * 5000}}}', "train.jsonl:1: a number of thousands of digits"),
-        ("train.csv", gzip.compress(b"text,label\nx,a\n"), "train.csv: it is an archive, or compressed"),
+        ("train.csv", gzip.compress(b"text,label\nx,a\n", mtime=0), "train.csv: it is an archive, or compressed"),
         ("train.jsonl", b"PK\x03\x04\x14\0\0\0", "train.jsonl: it is an archive, or compressed"),
         ("train.csv", 'text\tlabel\n"x"y\ta\n', r"'\\t' expected after"),
     ],
