@@ -4,6 +4,7 @@ import ctypes
 import os
 from collections.abc import Iterator, Sequence
 
+import psutil
 import torch
 from torch import nn
 from transformers import TrainingArguments
@@ -74,8 +75,27 @@ def take_fast_path(model: nn.Module, training_args: TrainingArguments) -> list[s
         chosen.append("dropout and attention kernels for CPUs")
         if keep_freed_memory():
             chosen.append("freed memory kept")
+        use_all_cores()
         chosen.append(f"{torch.get_num_threads()} thread(s)")
     return [*chosen, training_args.optim.value]
+
+
+def use_all_cores() -> None:
+    """Compute on all cores of this machine, shared among its processes, unless somebody set `OMP_NUM_THREADS`.
+
+    `accelerate launch` and torchrun set it to 1 for the processes that they start, where nobody has set it for them.
+    """
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return
+    try:
+        launched_with = psutil.Process().parent().environ()  # as it was when the launcher started
+    except (psutil.Error, AttributeError):
+        return
+    if "OMP_NUM_THREADS" not in launched_with:
+        cores = psutil.cpu_count(logical=False) or 1
+        if hasattr(os, "sched_getaffinity"):
+            cores = min(cores, len(os.sched_getaffinity(0)))
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def keep_freed_memory() -> bool:

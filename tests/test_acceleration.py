@@ -1,11 +1,13 @@
 """How many processes run, and what the hardware computes in natively: detected, not assumed."""
 
 import ctypes
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from itertools import pairwise
 
+import psutil
 import pytest
 import torch
 
@@ -178,3 +180,21 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 """
     faults = [int(subprocess.check_output([sys.executable, "-c", code, keep])) for keep in "01"]
     assert faults[0] - faults[1] > 3 * 2**14, "pages of 4 KiB"
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(None, "all"), ("1", "1")])
+def test_a_launcher_that_nobody_told_of_threads_does_not_leave_cores_idle(threads, expected, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, torch\nfrom ptft_recipes.acceleration import use_all_cores\n"
+        "print('launched with', os.environ['OMP_NUM_THREADS'])\nuse_all_cores()\n"
+        "print('threads', torch.get_num_threads())\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"OMP_NUM_THREADS": threads} if threads else {}
+    environment |= {"HF_HOME": str(tmp_path)}  # without a default configuration
+    command = [sys.executable, "-m", "accelerate.commands.launch", str(script)]
+    printed = subprocess.check_output(command, env=environment, text=True, cwd=tmp_path)
+    assert "launched with 1\n" in printed, "what accelerate does by itself"
+    cores = min(psutil.cpu_count(logical=False), len(os.sched_getaffinity(0)))
+    assert f"threads {cores if expected == 'all' else expected}\n" in printed
