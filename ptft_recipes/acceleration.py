@@ -75,7 +75,6 @@ def take_fast_path(model: nn.Module, training_args: TrainingArguments) -> list[s
         chosen.append("dropout and attention kernels for CPUs")
         if keep_freed_memory():
             chosen.append("freed memory kept")
-        use_all_cores()
         chosen.append(f"{torch.get_num_threads()} thread(s)")
     return [*chosen, training_args.optim.value]
 

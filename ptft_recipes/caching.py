@@ -38,9 +38,12 @@ def keep_on_disk(dataset: Dataset) -> Dataset:
             if shutil.disk_usage(folder.parent).free < GROWTH * table.nbytes:
                 return dataset
             partial = folder.with_name(f"{folder.name}.{os.getpid()}")
-            dataset.save_to_disk(partial)
-            # Another process may have been first, and a folder that has files is not replaced.
-            shutil.rmtree(partial) if folder.is_dir() else partial.rename(folder)
+            try:
+                dataset.save_to_disk(partial)
+                if not folder.is_dir():  # another process may have been first
+                    partial.rename(folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
         return Dataset.load_from_disk(folder)
     except (OSError, ValueError, pa.ArrowException) as error:
         logger.warning("tokens are not kept for the next start: %s: %s", folder, error)

@@ -19,7 +19,7 @@ from transformers.trainer_pt_utils import nested_concat
 from transformers.trainer_utils import set_seed
 
 from ptft_recipes import features
-from ptft_recipes.acceleration import LengthGroupedSampler, take_fast_path
+from ptft_recipes.acceleration import LengthGroupedSampler, take_fast_path, use_all_cores
 from ptft_recipes.adapters import AdaLoraCallback
 from ptft_recipes.errors import InputError, nearest
 from ptft_recipes.hub import check_login
@@ -83,6 +83,8 @@ def start_run(
     set_seed(training_args.seed)
     run = describe_environment(recipe, training_args) | {"base_model": base_model_name(model_args), "config": config}
     run["stock"] = model_args.stock
+    if training_args.device.type == "cpu" and not model_args.stock:
+        use_all_cores()  # before tokenization, and before a frozen body is run over every row
     logger.info("run: {recipe}, seed {seed}, {processes} process(es), {hardware}, {precision}".format_map(run))
     claim_output_dir(training_args, run, model_args.allow_changes)
     return run
