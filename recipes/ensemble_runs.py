@@ -18,8 +18,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from transformers import TrainingArguments
-
 from ptft_recipes.cli import parse_args, run_command
 from ptft_recipes.data import DatasetArguments, load_splits
 from ptft_recipes.ensembles import combine_outputs, log_systems, read_members, score_systems, with_arguments_of
@@ -28,6 +26,7 @@ from ptft_recipes.modeling import ModelArguments, load_tokenizer
 from ptft_recipes.soups import cook_soups, load_member
 from ptft_recipes.tokenization import tokenize
 from ptft_recipes.training import RecipeTrainer, start_run
+from transformers import TrainingArguments
 
 # What differs from the defaults of transformers; --help shows all of it.
 DEFAULTS = {"output_dir": "runs/ensemble_runs", "per_device_eval_batch_size": 64}

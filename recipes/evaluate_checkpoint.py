@@ -19,8 +19,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import TrainingArguments
-
+from ptft_recipes.cli import parse_args, run_command
 from ptft_recipes.checkpoint_report import (
     EvaluationArguments,
     check_evaluation,
@@ -35,12 +34,12 @@ from ptft_recipes.checkpoint_report import (
     write_surest_mistakes,
 )
 from ptft_recipes.checkpoint_tasks import TASKS
-from ptft_recipes.cli import parse_args, run_command
 from ptft_recipes.data import DatasetArguments
 from ptft_recipes.errors import InputError
 from ptft_recipes.modeling import ModelArguments, load_tokenizer
 from ptft_recipes.trained_checkpoints import load_checkpoint, read_checkpoint, recorded_options
 from ptft_recipes.training import start_run
+from transformers import TrainingArguments
 
 # What differs from the defaults of transformers; --help shows all of it.
 DEFAULTS = {

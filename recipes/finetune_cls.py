@@ -17,8 +17,6 @@ kept; the test split is scored once, at the end, with bootstrap intervals.
 from dataclasses import dataclass, field
 from functools import partial
 
-from transformers import AutoModelForSequenceClassification, EarlyStoppingCallback, TrainingArguments
-
 from ptft_recipes.cli import parse_args, run_command
 from ptft_recipes.data import DatasetArguments, load_splits
 from ptft_recipes.evaluation import score_test_split
@@ -30,6 +28,7 @@ from ptft_recipes.objectives import balanced_class_weights, classification_loss
 from ptft_recipes.tokenization import count_tokens, tokenize
 from ptft_recipes.training import RecipeTrainer, start_run
 from ptft_recipes.tuning import TuningArguments, apply_tuning
+from transformers import AutoModelForSequenceClassification, EarlyStoppingCallback, TrainingArguments
 
 # What differs from the defaults of transformers; --help shows all of it.
 DEFAULTS = {

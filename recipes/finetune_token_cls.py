@@ -17,13 +17,6 @@ intervals over its rows. The demo puts punctuation back into the text of NLP pap
 from dataclasses import dataclass, field
 from functools import partial
 
-from transformers import (
-    AutoModelForTokenClassification,
-    DataCollatorForTokenClassification,
-    EarlyStoppingCallback,
-    TrainingArguments,
-)
-
 from ptft_recipes.cli import parse_args, run_command
 from ptft_recipes.data import DatasetArguments
 from ptft_recipes.hub import publish
@@ -34,6 +27,12 @@ from ptft_recipes.tagging import TaggingTrainer, score_tags
 from ptft_recipes.training import start_run
 from ptft_recipes.tuning import TuningArguments, apply_tuning
 from ptft_recipes.windows import continuation_labels, count_windows, prepare_for_words, tokenize_words
+from transformers import (
+    AutoModelForTokenClassification,
+    DataCollatorForTokenClassification,
+    EarlyStoppingCallback,
+    TrainingArguments,
+)
 
 # What differs from the defaults of transformers; --help shows all of it.
 DEFAULTS = {

@@ -16,8 +16,6 @@ and the mean are scored on validation, by which to choose; the test split is sco
 from dataclasses import dataclass, field
 from functools import partial
 
-from transformers import AutoModelForSequenceClassification, TrainingArguments
-
 from ptft_recipes.cli import parse_args, run_command
 from ptft_recipes.data import DatasetArguments, load_splits
 from ptft_recipes.evaluation import score_split, score_test_split
@@ -28,6 +26,7 @@ from ptft_recipes.modeling import ModelArguments, load_model, load_tokenizer
 from ptft_recipes.saved_adapters import load_adapter
 from ptft_recipes.tokenization import count_tokens, tokenize
 from ptft_recipes.training import RecipeTrainer, start_run
+from transformers import AutoModelForSequenceClassification, TrainingArguments
 
 # What differs from the defaults of transformers; --help shows all of it.
 DEFAULTS = {

@@ -16,10 +16,8 @@ reported before and after, with intervals over the documents.
 
 from dataclasses import dataclass, field
 
-from transformers import AutoModelForMaskedLM, TrainingArguments
-
-from ptft_recipes.blocks import check_tokenizer, count_blocks, split_into_blocks
 from ptft_recipes.cli import parse_args, run_command
+from ptft_recipes.blocks import check_tokenizer, count_blocks, split_into_blocks
 from ptft_recipes.collators import MaskingCollator, mask_held_out
 from ptft_recipes.corpora import load_corpora, training_rows
 from ptft_recipes.data import DatasetArguments
@@ -30,6 +28,7 @@ from ptft_recipes.objectives import masked_lm_loss
 from ptft_recipes.pretraining import MaskedLMTrainer, check_saved_model, prepare_masked_lm
 from ptft_recipes.training import start_run
 from ptft_recipes.tuning import TuningArguments
+from transformers import AutoModelForMaskedLM, TrainingArguments
 
 # What differs from the defaults of transformers; --help shows all of it.
 DEFAULTS = {

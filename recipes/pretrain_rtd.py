@@ -16,10 +16,8 @@ A small generator fills masked tokens by sampling, and the discriminator says of
 
 from dataclasses import dataclass, field
 
-from transformers import TrainingArguments
-
-from ptft_recipes.blocks import check_tokenizer, count_blocks, split_into_blocks
 from ptft_recipes.cli import parse_args, run_command
+from ptft_recipes.blocks import check_tokenizer, count_blocks, split_into_blocks
 from ptft_recipes.collators import mask_held_out
 from ptft_recipes.corpora import load_corpora, training_rows
 from ptft_recipes.data import DatasetArguments
@@ -29,6 +27,7 @@ from ptft_recipes.hub import publish
 from ptft_recipes.modeling import ModelArguments, load_tokenizer
 from ptft_recipes.replaced_tokens import ReplacedTokenCollator, ReplacedTokenTrainer, check_saved_models
 from ptft_recipes.training import start_run
+from transformers import TrainingArguments
 
 # What differs from the defaults of transformers; --help shows all of it.
 DEFAULTS = {

@@ -15,10 +15,8 @@ The model's head decides: BERT's says whether the second segment is of another d
 
 from dataclasses import dataclass, field
 
-from transformers import AutoModelForPreTraining, TrainingArguments
-
-from ptft_recipes.blocks import check_tokenizer, count_blocks
 from ptft_recipes.cli import parse_args, run_command
+from ptft_recipes.blocks import check_tokenizer, count_blocks
 from ptft_recipes.corpora import load_corpora, training_rows
 from ptft_recipes.data import DatasetArguments
 from ptft_recipes.evaluation import score_held_out_text
@@ -28,6 +26,7 @@ from ptft_recipes.pretraining import check_saved_model
 from ptft_recipes.sentence_pairs import SentencePairCollator, finish_held_out, split_into_pairs
 from ptft_recipes.sentence_prediction import SentencePairTrainer, sentence_objective
 from ptft_recipes.training import start_run
+from transformers import AutoModelForPreTraining, TrainingArguments
 
 # What differs from the defaults of transformers; --help shows all of it.
 DEFAULTS = {

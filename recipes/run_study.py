@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-
 from ptft_recipes.cli import parse_args, run_command
 from ptft_recipes.comparison import compare_arms, read_arms
 from ptft_recipes.comparison_tables import markdown_of, write_comparison

@@ -17,8 +17,6 @@ word costs, before and after, is measured on held-out documents, with bootstrap 
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from transformers import TrainingArguments
-
 from ptft_recipes.cli import parse_args, run_command
 from ptft_recipes.corpora import load_corpora
 from ptft_recipes.data import DatasetArguments
@@ -29,6 +27,7 @@ from ptft_recipes.modeling import ModelArguments, load_tokenizer
 from ptft_recipes.provenance import describe_stage
 from ptft_recipes.training import start_run
 from ptft_recipes.vocabulary import choose_words, extend_tokenizer, train_tokenizer, write_words
+from transformers import TrainingArguments
 
 # What differs from the fields' own defaults.
 DEFAULTS = {

@@ -1,6 +1,8 @@
 """Defaults < YAML < flags, each checked alike; mistakes are told in one line with the nearest right name."""
 
 import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 
 import pytest
@@ -25,6 +27,11 @@ class Arguments:
 
 def parse(*argv, defaults=DEFAULTS):
     return parse_args((Arguments, TrainingArguments), defaults, ["--use_cpu", "true", *argv])
+
+
+def test_what_was_imported_is_not_searched_for_garbage():
+    code = "import gc, ptft_recipes.cli; assert gc.isenabled(); print(gc.get_freeze_count())"
+    assert int(subprocess.check_output([sys.executable, "-c", code])) > 100_000
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def test_a_head_that_reads_every_token_is_noticed(checkpoints, tokenizer, tmp_pa
     model.classifier.forward = lambda hidden_states: head(hidden_states.sum(1, keepdim=True))
     dataset = DatasetDict(train=rows(tokenizer))
     assert cache_features(model, dataset, tokenizer, TrainingArguments(str(tmp_path), use_cpu=True)) is dataset
-    model(**{name: torch.tensor([dataset["train"][name][0]]) for name in ("input_ids", "attention_mask")})
+    model(input_ids=torch.tensor([dataset["train"]["input_ids"][0]]))
 
 
 def test_the_body_runs_once_over_every_row(checkpoint, tokenizer, tmp_path, monkeypatch):

@@ -1,11 +1,17 @@
 """From text to token ids: what is cut and what is unknown is counted as a direct computation counts it."""
 
+import copy
 import logging
 
 import pytest
 from conftest import FILLERS, TOPICS, topic_rows
 from datasets import Dataset, DatasetDict
-from transformers import ByT5Tokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import RobertaProcessing
+from tokenizers.trainers import BpeTrainer
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from ptft_recipes.errors import InputError
 from ptft_recipes.tokenization import count_tokens, tokenize
@@ -49,6 +55,43 @@ def test_of_a_pair_the_longer_text_is_cut(tokenizer, max_length):
     assert batch["input_ids"][0].count(tokenizer.convert_tokens_to_ids("bank")) == 1
     assert batch["input_ids"][1].count(tokenizer.convert_tokens_to_ids("goal")) == 1
     assert batch["unknown"] == [0] * 5
+
+
+@pytest.mark.parametrize("pair", [False, True])
+@pytest.mark.parametrize("kind", ["words", "bpe", "more than its backend"])
+def test_it_is_what_the_tokenizer_gives(tokenizer, kind, pair):
+    if kind == "bpe":
+        backend = Tokenizer(BPE(unk_token="<unk>"))
+        backend.pre_tokenizer = ByteLevel()
+        specials = ["<s>", "</s>", "<pad>", "<unk>", "<mask>"]
+        backend.train_from_iterator(TEXTS, BpeTrainer(vocab_size=300, special_tokens=specials, show_progress=False))
+        backend.post_processor = RobertaProcessing(("</s>", 1), ("<s>", 0))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>",
+                                            model_max_length=64)  # fmt: skip
+    else:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+        if kind != "words":
+            tokenizer.__class__ = Reversing
+    texts = [TEXTS, TEXTS[::-1]] if pair else [TEXTS]
+    ours = tokenize(tokenizer, *texts, max_length=16)
+    theirs = tokenizer(*texts, truncation=True, max_length=16)
+    assert ours["input_ids"] == theirs["input_ids"]
+    kept = pair if kind == "words" else kind != "bpe"
+    assert ("token_type_ids" in ours) == kept, "zeros are left out"
+    assert ours.get("token_type_ids") in (None, theirs.get("token_type_ids"))
+    assert all(map(all, theirs["attention_mask"])), "which padding adds"
+    padded = tokenizer.pad({name: ours[name] for name in tokenizer.model_input_names if name in ours})
+    assert [sum(mask) for mask in padded["attention_mask"]] == ours["length"]
+
+
+class Reversing(PreTrainedTokenizerFast):
+    """A tokenizer that does more than its backend, as LUKE's does."""
+
+    def __call__(self, *texts, **kwargs):
+        batch = super().__call__(*texts, **kwargs)
+        batch["input_ids"] = [ids[::-1] for ids in batch["input_ids"]]
+        return batch
 
 
 def test_a_slow_tokenizer_is_counted_the_same_way():

@@ -8,6 +8,7 @@ that start other recipes, or read what these left behind, have none of the local
 import ast
 import dataclasses
 import re
+import sys
 
 import pytest
 from conftest import ROOT, argument_types, load_recipe
@@ -45,6 +46,9 @@ class TestAnatomy:
         imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         assert len(imports) <= MAX_IMPORTS
         assert depth(tree) <= MAX_NESTING
+        modules = [getattr(node, "module", node.names[0].name) for node in imports]
+        heavy = [name for name in modules if name.partition(".")[0] not in sys.stdlib_module_names | {"torch"}]
+        assert heavy[0] == "ptft_recipes.cli", "it imports the heavy libraries quickly"
 
     def test_the_order_is_the_same_everywhere(self, path):
         text = path.read_text()
