@@ -50,7 +50,7 @@ for family in ("bert", "roberta", "modernbert"):
         if (family, size) != ("bert", "small"):  # MiniLM, above
             model = {"model": f"{family}-{size}"}
             # An epoch each of those that batch by length; small batches, or one step would take half a minute.
-            few = {"rows": 96, "batch": 8, "steps": (1, 12, 12)} if size == "base" else {"steps": (1, 12, 12)}
+            few = {"rows": 48, "batch": 8, "steps": (1, 6, 6)} if size == "base" else {"steps": (1, 12, 12)}
             WORKLOADS[f"cls-long-{family}-{size}"] = WORKLOADS["cls-long"] | model | few
             WORKLOADS[f"mlm-128-{family}-{size}"] = WORKLOADS["mlm-128"] | model | {"steps": (1, 1, 2)}
 # How the cost grows: the recipe alone, against itself.
