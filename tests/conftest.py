@@ -15,6 +15,9 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp()
+# Tiny models are faster on one thread, here and in every process that a test starts; and results do not depend on the
+# machine's cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -33,12 +36,6 @@ SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 FAMILIES = ("bert", "roberta", "distilbert", "modernbert")
 ALL_FAMILIES = (*FAMILIES, "albert", "camembert", "electra", "mpnet")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    """Tiny models are faster on one thread, and results do not depend on the machine's cores."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
