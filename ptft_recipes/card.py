@@ -109,7 +109,8 @@ def _summary(run: dict[str, Any], task: str | None) -> str:
         moved, total = run["trainable_parameters"], run["total_parameters"]
         tuning = code(portable(config.get("tuning", "full")))
         text += f" Tuning {tuning}: {moved:,} of {total:,} weights trained ({moved / total:.1%})."
-    return text + (f"\n\nLineage: {format_lineage(run['lineage'])}." if "lineage" in run else "")
+    lineage = run.get("lineage", [])
+    return text + (f"\n\nLineage: {format_lineage(lineage)}." if len(lineage) > 1 else "")
 
 
 def _results_table(metrics: dict[str, Any], run: dict[str, Any], counts: Mapping[str, int]) -> str:
@@ -141,8 +142,10 @@ def _before_and_after(metrics: dict[str, Any], name: str) -> str:
         base, when, _ = metric.rpartition("_before")
         kind = base if when else metric.removesuffix("_after")
         rows.setdefault((text or portable(name), kind), {})["before" if when else "after"] = score(found)
-    cells = ([escape(a), escape(b), row.get("before", ""), row.get("after", "")] for (a, b), row in rows.items())
-    return table(["text", "metric", "before", "after"], cells)
+    cells = [[escape(a), escape(b), row.get("before", ""), row.get("after", "")] for (a, b), row in rows.items()]
+    headings = ["text", "metric", "before", "after"]
+    several = len({text for text, _ in rows}) > 1
+    return table(headings, cells) if several else table(headings[1:], (row[1:] for row in cells))
 
 
 def _merged_table(merged: dict[str, Any]) -> str:
@@ -158,10 +161,12 @@ def _merged_table(merged: dict[str, Any]) -> str:
 def _data_section(run: dict[str, Any]) -> str:
     data, config = run["data"], run["config"]
     source = code(portable(data["name"]))
+    whose = ", a demo data set of ptft-recipes" if data["name"].startswith("demo/") else ", not published here"
     if hub_id := data.get("hub_id"):
         source = f"[{source}](https://huggingface.co/datasets/{hub_id}) of the Hub"
         chosen = {"configuration": config.get("dataset_config"), "revision": config.get("dataset_revision")}
-        source += "".join(f", {name} {code(value)}" for name, value in chosen.items() if value)
+        whose = "".join(f", {name} {code(value)}" for name, value in chosen.items() if value)
+    source += whose
     if mixed := {name: share for name, share in data.get("mix", {}).items() if share}:
         source += "; mixed in: " + ", ".join(f"{code(name)} ({share:.0%})" for name, share in mixed.items())
     kinds = [kind for kind in COUNTED if kind in data.get("tokens", {}).get("train", {})]
@@ -205,7 +210,8 @@ def _training_section(run: dict[str, Any]) -> str:
     rows["versions"] = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     shown = {name: _portable(value) for name, value in run["config"].items() if name not in NOT_SHOWN}
     settings = fenced(dump_yaml(shown).strip(), "yaml")
-    return f"{table(['', ''], rows.items())}\n\nWhat was given, beside the defaults of the classes:\n\n{settings}"
+    explained = "Arguments, without those that have the defaults of their classes:"
+    return f"{table(['', ''], rows.items())}\n\n{explained}\n\n{settings}"
 
 
 def _energy(run: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """The front matter of a model card, which the Hub checks and reads."""
 
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -53,7 +52,7 @@ def describe(results: dict[str, Any], task: str | None, is_adapter: bool, name: 
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag=task,
         tags=["ptft-recipes"],
-        model_name=name,
+        model_name=name if scores else None,
         eval_results=scores or None,
     )
 
@@ -75,12 +74,10 @@ def hub_ancestor(lineage: list[dict[str, Any]]) -> str | None:
     >>> hub_ancestor([mlm, {"from": "runs/mlm", "hub_id": None, "from_scratch": False}])
     'org/base'
     """
-    for place, stage in reversed([*enumerate(lineage)]):
+    for stage in reversed(lineage):
         if stage["from_scratch"]:
             return None
-        hub_id = stage.get("hub_id")
-        if "hub_id" not in stage and place == 0 and not Path(stage["from"]).exists():
-            hub_id = stage["from"]  # an older run, which did not tell; what came between were folders
+        hub_id = stage.get("hub_id")  # of the run's own telling: `from` may be a folder that looks like one
         if hub_id and is_hub_id(hub_id):
             return hub_id
     return None

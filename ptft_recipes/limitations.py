@@ -72,7 +72,7 @@ def _of_the_test(metrics: dict[str, Any], run: dict[str, Any]) -> list[str]:
     if overlap:
         share = _share(overlap, data["rows"]["test"])
         found.append(
-            f"{share} of the test rows are in train too, but for case and punctuation: scores may be too high."
+            f"{share} of the test rows are in train too, apart from case and punctuation: scores may be too high."
         )
     for name, each in metrics.items():
         metric, _, text = name.partition("/")
