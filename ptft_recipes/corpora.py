@@ -15,7 +15,7 @@ from torch.utils import data
 from transformers import TrainingArguments
 
 from ptft_recipes.blocks import pack_blocks
-from ptft_recipes.data import DatasetArguments, load_splits
+from ptft_recipes.data import DatasetArguments, dataset_hub_id, load_splits
 from ptft_recipes.errors import InputError, one_line
 from ptft_recipes.reading import check_columns, check_text, read_rows, stream_documents
 from ptft_recipes.safe_files import check_file
@@ -148,7 +148,8 @@ def _open_stream(data_args: DatasetArguments, text_column: str) -> tuple[dict[st
     else:
         stream, fingerprint = _hub_stream(data_args, text_column), f"{data_args.dataset_revision or 'main'}, streamed"
     limit = data_args.max_eval_samples or HELD_OUT_DOCUMENTS
-    raw, report = {"train": stream}, {"name": Path(source).name if os.path.isfile(source) else source, "cut": {}}
+    name = Path(source).name if os.path.isfile(source) else source
+    raw, report = {"train": stream}, {"name": name, "hub_id": dataset_hub_id(data_args), "cut": {}}
     for split in ("test", "validation"):
         if path := getattr(data_args, f"{split}_file"):
             rows = read_rows(path, [text_column], documents=True)[: data_args.max_eval_samples]

@@ -98,7 +98,7 @@ def load_splits(
     dropped = {}
     for split, dataset in splits.items():
         splits[split], dropped[split] = _drop_bad_texts(split, dataset, text_columns, data_args.drop_bad_rows)
-    report: dict[str, Any] = {"name": name}
+    report: dict[str, Any] = {"name": name, "hub_id": dataset_hub_id(data_args)}
     if label_column:
         splits, lost, report["problem_type"], report["label_names"] = encode_labels(
             splits, label_column, problem_type, label_separator, data_args.drop_bad_rows, label_names
@@ -114,6 +114,13 @@ def load_splits(
         more_columns=more_columns,
         fold=fold,
     )
+
+
+def dataset_hub_id(data_args: DatasetArguments) -> str | None:
+    """Return the id of a data set that comes from the Hub; None for files, folders and the demo."""
+    name = data_args.dataset_name
+    has_files = any(getattr(data_args, f"{split}_file") for split in SPLITS)
+    return None if not name or has_files or name.startswith("demo/") or os.path.exists(name) else name
 
 
 def read_splits(

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from transformers import EvalPrediction
 
+from ptft_recipes.energy import estimate_energy
 from ptft_recipes.labels import MULTI, REGRESSION, SINGLE
 from ptft_recipes.metrics import confusion_matrix, probabilities
 from ptft_recipes.perplexity import before_and_after, sum_by_document
@@ -198,6 +200,8 @@ def _describe_training(trainer, test_metrics: dict[str, float], run: dict[str, A
     step = trainer.step_times.median()
     tokens = (trainer.tokens_per_epoch() or 0) * train_log.get("epoch", 0.0) * share
     stage = describe_stage(run, state.global_step)
+    total_seconds = seconds_since_start()
+    units = run["processes"] * (torch.get_num_threads() if run["device"] == "cpu" else 1)
     earlier = [] if stage["from_scratch"] else getattr(trainer.model.config, "lineage", [])
     return run | {
         "lineage": [*earlier, stage],
@@ -210,8 +214,9 @@ def _describe_training(trainer, test_metrics: dict[str, float], run: dict[str, A
         "seconds": {
             "train": round(train_seconds, 1),
             "test": round(test_metrics.get("test_runtime", 0.0), 1),
-            "total": round(seconds_since_start(), 1),
+            "total": round(total_seconds, 1),
         },
+        "energy": estimate_energy(run["hardware"], run["device"], units, total_seconds),
         "milliseconds_per_step": None if step is None else round(1000 * step, 1),
         "tokens_per_second": round(tokens / train_seconds) if tokens and train_seconds else None,
         "peak_memory_gib": peak_memory(trainer.args.device.type),

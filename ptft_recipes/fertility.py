@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ptft_recipes.card import write_model_card
 from ptft_recipes.evaluation import split_by_class
 from ptft_recipes.provenance import peak_memory, seconds_since_start
 from ptft_recipes.reporting import write_text
@@ -93,7 +94,7 @@ def _entry(value: float, interval: list[float | None], rows: int) -> dict[str, A
 
 
 def write_tokenizer_results(output_dir: str | Path, metrics: dict[str, dict], run: dict[str, Any]) -> dict[str, Any]:
-    """Write `results.json`, and log the comparison.
+    """Write the card and `results.json`, and log the comparison.
 
     Args:
         output_dir: Of the run.
@@ -106,6 +107,7 @@ def write_tokenizer_results(output_dir: str | Path, metrics: dict[str, dict], ru
     output_dir = Path(output_dir)
     run = run | {"seconds": {"total": round(seconds_since_start(), 1)}, "peak_memory_gib": peak_memory("cpu")}
     results = {"split": "test", "metrics": metrics, "run": run}
+    write_model_card(output_dir, results, None, str(output_dir))
     # Last: a folder with results.json is a finished run.
     write_text(output_dir / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     logger.info("held-out text, with 95 % bootstrap intervals over its documents:")

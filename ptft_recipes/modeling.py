@@ -3,11 +3,14 @@
 import hashlib
 import json
 import logging
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -130,6 +133,21 @@ def check_source(model_args: ModelArguments, config) -> None:
 def base_model_name(model_args: ModelArguments) -> str:
     """Return the name by which others know the base model: the Hub id behind a demo model, else the given name."""
     return demo.MODELS.get(model_args.model_name_or_path, model_args.model_name_or_path)
+
+
+def base_model_hub_id(model_args: ModelArguments) -> str | None:
+    """Return the Hub id of the weights that training starts from; None for a folder, and where there are none."""
+    name = base_model_name(model_args)
+    return name if name and not os.path.isdir(name) and is_hub_id(name) else None
+
+
+def is_hub_id(name: str) -> bool:
+    """Tell whether the Hub takes a name for that of a repository."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.isascii()
 
 
 def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:

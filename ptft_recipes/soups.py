@@ -1,5 +1,6 @@
 """The weights of finished runs averaged into one model, which costs no more than one."""
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,14 +11,18 @@ import numpy as np
 from datasets import DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ptft_recipes.card import write_model_card
 from ptft_recipes.ensembles import by_validation, is_better
 from ptft_recipes.errors import InputError
 from ptft_recipes.finished_runs import FinishedRun
 from ptft_recipes.merging import average_weights, fold_adapter
 from ptft_recipes.modeling import ModelArguments
+from ptft_recipes.provenance import peak_memory, seconds_since_start
 from ptft_recipes.trained_checkpoints import load_checkpoint, read_checkpoint
 
 logger = logging.getLogger(__name__)
+
+SOUPS = ("uniform soup", "greedy soup")
 
 
 def load_member(
@@ -100,11 +105,41 @@ def cook_soups(
         logger.info("validation %s %.4f: weights of %s", metric, value, ", ".join(str(run.folder) for run in chosen))
         return value
 
-    soups = {"uniform soup": members, "greedy soup": greedy_soup(by_validation(members), score, is_better(metric))}
+    soups = zip(SOUPS, (members, greedy_soup(by_validation(members), score, is_better(metric))), strict=True)
     logits = {}
-    for name, chosen in soups.items():
+    for name, chosen in soups:
         cooked = average(chosen)
         cooked.model.config.averaged_runs = [run.folder.name for run in chosen]
         cooked.save_model(str(Path(cooked.args.output_dir) / name.replace(" ", "_")))
         logits[name] = cooked.predict(dataset["test"]).predictions
     return logits
+
+
+def write_soup_cards(
+    results: dict[str, Any], members: list[FinishedRun], run: dict[str, Any], output_dir: Path
+) -> None:
+    """Write a model card into the folder of each soup, with its score on test and its members' on validation.
+
+    Args:
+        results: As `score_systems` returned them.
+        members: As they were read.
+        run: What `start_run` returned, with the report of the data.
+        output_dir: Where `cook_soups` has saved the soups.
+    """
+    known = {"seconds": {"total": round(seconds_since_start(), 1)}, "peak_memory_gib": peak_memory(run["device"])}
+    began = {
+        name: value for name, value in members[0].run.items() if name.startswith("base_model") or name == "lineage"
+    }
+    for name in SOUPS:
+        folder = output_dir / name.replace(" ", "_")
+        averaged = json.loads((folder / "config.json").read_text(encoding="utf-8"))["averaged_runs"]
+        merged = {
+            str(member.folder): {
+                metric: {"value": value, "ci95": [None, None]} for metric, value in member.run["validation"].items()
+            }
+            for member in members
+            if member.folder.name in averaged
+        }
+        metrics = {results["metric"]: results["systems"][name]["score"]}
+        soup = {"metrics": metrics, "run": run | known | began | {"merged": merged}}
+        write_model_card(folder, soup, "text-classification", str(folder))

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, List
 
-from ptft_recipes.data import DatasetArguments, read_splits
+from ptft_recipes.data import DatasetArguments, dataset_hub_id, read_splits
 from ptft_recipes.errors import InputError
 from ptft_recipes.folds import parse_fold
 from ptft_recipes.splits import complete_splits
@@ -61,7 +61,8 @@ def load_tagged_splits(
         label_names = [tag for tag in label_names if tag == OUTSIDE or marks_entity(tag)]
     if len(label_names) < 2:
         raise InputError(f"train has no tag but {', '.join(label_names) or 'none'}; nothing can be learned from that")
-    report: dict[str, Any] = {"name": name, "label_names": label_names, "scheme": scheme, "dropped": {}}
+    report: dict[str, Any] = {"name": name, "hub_id": dataset_hub_id(data_args), "dropped": {}}
+    report |= {"label_names": label_names, "scheme": scheme}
     for split, dataset in splits.items():
         splits[split], report["dropped"][split] = _encode(
             split, dataset, [words_column, *kept], tags[split], label_names, data_args.drop_bad_rows

@@ -26,7 +26,7 @@ from ptft_recipes.hub import check_login
 from ptft_recipes.logs import LogCallback, configure_logging
 from ptft_recipes.merging import fold_adapter
 from ptft_recipes.metrics import LOWER_IS_BETTER
-from ptft_recipes.modeling import ModelArguments, base_model_name
+from ptft_recipes.modeling import ModelArguments, base_model_hub_id, base_model_name
 from ptft_recipes.optimization import GradualUnfreezingCallback, set_learning_rates
 from ptft_recipes.provenance import StepTimeCallback, describe_environment
 from ptft_recipes.regularization import (
@@ -82,7 +82,7 @@ def start_run(
             raise InputError(f"--report_to: {error}") from error
     set_seed(training_args.seed)
     run = describe_environment(recipe, training_args) | {"base_model": base_model_name(model_args), "config": config}
-    run["stock"] = model_args.stock
+    run |= {"base_model_hub_id": base_model_hub_id(model_args), "stock": model_args.stock}
     if training_args.device.type == "cpu" and not model_args.stock:
         use_all_cores()  # before tokenization, and before a frozen body is run over every row
     logger.info("run: {recipe}, seed {seed}, {processes} process(es), {hardware}, {precision}".format_map(run))

@@ -1,11 +1,13 @@
 """Tiny tokenizers, checkpoints and data sets, built offline from seeds once per session."""
 
 import atexit
+import contextlib
 import csv
 import importlib.util
 import logging
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -213,6 +215,18 @@ def cut_off(whole: Path, after: int, folder: Path) -> None:
             shutil.rmtree(path)
     for name in ("results.json", "README.md"):
         (folder / name).unlink()
+
+
+def run_card(folder: Path, base: str | None = None) -> dict:
+    """Run the code on the card of a run where a reader has it beside him, and its base model; return its names."""
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", card, re.S)[1]
+    if base and not (beside := folder.parent / Path(base).name).exists():
+        beside.symlink_to(base)
+    names: dict = {}
+    with contextlib.chdir(folder.parent):
+        exec(compile(code, "card", "exec"), names)
+    return names
 
 
 def nothing_written(folder: Path) -> bool:

@@ -14,6 +14,44 @@ SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 VERSIONS = {"ptft-recipes": "0.1.0", "python": "3.11.7", "transformers": "5.23.0", "torch": "2.13.0"}
 
 
+def results(**run) -> dict:
+    """Return what `results.json` of a sequence classifier holds, with other values of `run`."""
+    data = {
+        "name": "demo/aclsum_roles",
+        "hub_id": None,
+        "rows": {"train": 300, "validation": 30, "test": 40},
+        "dropped": {"train": 1, "validation": 0, "test": 0},
+        "cut": {"validation": 30},
+        "overlap_with_train": {"validation": {"exact": 1, "normalised": 2}, "test": {"exact": 0, "normalised": 0}},
+        "fingerprint": {"train": "aa", "validation": "bb", "test": "cc"},
+        "tokens": {split: {"truncated_rows": 3} for split in ("train", "validation", "test")},
+    }
+    return {
+        "split": "test",
+        "metrics": {
+            "accuracy": {"value": 0.7213, "ci95": [0.7071, 0.7355], "n": 40},
+            "roc_auc": {"value": None, "ci95": [None, None], "n": 40},
+            "f1/none": {"value": 0.5, "ci95": [0.4, 0.6], "n": 40},
+        },
+        "run": {
+            "recipe": "finetune_cls", "base_model": "org/base", "base_model_hub_id": "org/base",
+            "config": {"output_dir": "out/x", "tuning": "full"},
+            "versions": {"ptft-recipes": "0.1.0", "torch": "2.13.0"}, "commit": "0123456789abcdef", "dirty": False,
+            "seed": 42, "hardware": "a CPU, 2 cores", "processes": 1, "precision": "bf16", "steps": 10, "epochs": 2.0,
+            "best_step": 5, "validation": {"macro_f1": 0.6}, "trainable_parameters": 10, "total_parameters": 20,
+            "seconds": {"train": 3.0, "test": 1.0, "total": 9.0}, "data": data, "saved_mib": 1.5,
+            "milliseconds_per_step": 250.0, "peak_memory_gib": {"resident": 1.25},
+            "energy": {"kilowatt_hours": 6e-5, "assumed": "2 cores at 12 W"},
+            "lineage": [
+                {"recipe": "pretrain_mlm", "from": "org/first", "hub_id": "org/first", "from_scratch": False,
+                 "data": "notes.txt", "fingerprint": "dd", "steps": 7},
+                {"recipe": "finetune_cls", "from": "org/base", "hub_id": "org/base", "from_scratch": False,
+                 "data": "demo/aclsum_roles", "fingerprint": "aa", "steps": 10},
+            ],
+        } | run,
+    }  # fmt: skip
+
+
 def write_run(folder: Path, lines: list[dict], metrics: dict[str, float], data: dict, seed: int = 42, **run) -> Path:
     """Write the folder of a finished run with the given predictions and scores."""
     config = {"learning_rate": 1e-4, "output_dir": str(folder), "seed": seed} | run.pop("config", {})

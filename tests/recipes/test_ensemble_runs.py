@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import load_recipe, topic_rows, write_csv
+from conftest import load_recipe, run_card, topic_rows, write_csv
 from peft import PeftModel
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score
@@ -93,6 +93,12 @@ def test_outputs_and_weights_are_averaged_as_computed_by_hand(train, topics, tmp
         torch.testing.assert_close(value, sum(weight[name] for weight in weights) / 3, rtol=1e-5, atol=1e-6)
     assert json.loads((tmp_path / "all" / "ensembles.json").read_text()) == report
     assert "| mean of the runs | " in (tmp_path / "all" / "ensembles.md").read_text()
+    card = (tmp_path / "all" / "uniform_soup" / "README.md").read_text()
+    assert "the mean of 3 runs that started from" in card
+    assert f"| macro_f1 | {report['systems']['uniform soup']['score']['value']:.3f} [" in card
+    assert f"| seed_1 | {validation[folders[0]]:.3f} |" in card
+    assert str(tmp_path) not in card
+    run_card(tmp_path / "all" / "uniform_soup")
 
     again = run_ensemble(folders, tmp_path / "all", "--soups", "false", "--metric", "accuracy")
     assert again["systems"]["members"]["score"]["value"] == pytest.approx(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TOPICS, cut_off, topic_rows, write_csv
+from conftest import ROOT, TOPICS, cut_off, run_card, topic_rows, write_csv
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -85,11 +85,10 @@ def test_frozen_weights_do_not_move_and_a_reload_predicts_the_same(run_cls, tmp_
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_the_code_on_the_card_runs_and_answers_with_label_names(run_cls, tmp_path, tuning, capsys):
+def test_the_code_on_the_card_runs_and_answers_with_label_names(run_cls, tmp_path, tuning, checkpoint, capsys):
     run_cls(tuning=tuning, max_steps=2)
-    code = (tmp_path / "run" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     capsys.readouterr()
-    exec(compile(code, "card", "exec"), {})
+    run_card(tmp_path / "run", checkpoint)
     printed = capsys.readouterr().out
     assert any(f"'label': '{topic}'" in printed for topic in TOPICS)
 

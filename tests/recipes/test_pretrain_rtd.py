@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, TOPICS, cut_off, nothing_written
+from conftest import ROOT, TOPICS, cut_off, nothing_written, run_card
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -52,9 +52,8 @@ def test_a_run_teaches_both_models_and_leaves_everything_behind(run_rtd, tmp_pat
     blocks = lines(folder / "predictions" / "test.jsonl")
     right = sum(block["detection_right"] for block in blocks) / sum(block["detection_tokens"] for block in blocks)
     assert right == pytest.approx(scores["detection_accuracy"])
-    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    exec(compile(code, "card", "exec"), {})
-    assert "pre-training continued from" in (folder / "README.md").read_text()
+    run_card(folder)
+    assert "Pre-training continued from" in (folder / "README.md").read_text()
 
 
 def test_both_models_load_plainly_and_fine_tuning_makes_nothing_new_but_its_head(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, load_recipe, nothing_written, tiny_config, topic_rows, write_csv
+from conftest import ROOT, load_recipe, nothing_written, run_card, tiny_config, topic_rows, write_csv
 from peft import PeftModel
 from tokenizers import Tokenizer, models
 from transformers import (
@@ -178,9 +178,12 @@ class TestTheNextStages:
         assert second["data"]["fingerprint"] == first["data"]["fingerprint"]
         assert [stage["recipe"] for stage in second["lineage"]] == ["train_tokenizer", "pretrain_mlm"]
         assert second["lineage"][0] == first["lineage"][0]
-        assert first["lineage"][0]["from"] == str(base)
+        assert first["lineage"][0]["from"] == Path(base).name
         card = (tmp_path / "next" / "README.md").read_text()
-        assert f"`{base}` → `corpus.txt` (train_tokenizer, data `{first['data']['fingerprint']['train']}`) → " in card
+        assert (
+            f"`{Path(base).name}` → `corpus.txt` (train_tokenizer, data `{first['data']['fingerprint']['train']}`) → "
+            in card
+        )
         for auto_class in (AutoModel, AutoModelForMaskedLM):
             model, report = auto_class.from_pretrained(tmp_path / "next", output_loading_info=True)
             assert not report["missing_keys"]
@@ -211,8 +214,7 @@ class TestTheNextStages:
         assert torch.equal(after[: new[0]], before[: new[0]])
         assert (after[new] != before[new]).any(dim=1).sum() >= 2
         if stage == "pretrain_mlm":
-            code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
-            exec(compile(code, "card", "exec"), names := {})
+            names = run_card(folder, extended)
             torch.testing.assert_close(names["model"].eval()(**inputs).logits, logits)
 
         shutil.rmtree(folder)
