@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from ptft_recipes import __version__
+import ptft_recipes
 from ptft_recipes.errors import EXIT_CODES, InputError, nearest, tell_why
 from ptft_recipes.shipped import config_files, copy_shipped, recipe_files, summary
 
@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"ptft-recipes {__version__}")
+    parser.add_argument("--version", action="version", version=f"ptft-recipes {ptft_recipes.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(run, name: str, words: str) -> argparse.ArgumentParser:
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         code = args.run(args)
-        sys.stdout.flush()
+        print(end="", flush=True)
     except BrokenPipeError:  # of `ptft ls | head`; Python would say so once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as a shell has it: 128 + SIGPIPE
@@ -123,7 +123,7 @@ def _list(args: argparse.Namespace) -> None:
 
 def _copy(args: argparse.Namespace) -> None:
     path, commands = copy_shipped(args.name, args.destination, args.config)
-    print(f"{path}: as in ptft-recipes {__version__}. To run it:\n")
+    print(f"{path}: as in ptft-recipes {ptft_recipes.__version__}. To run it:\n")
     print("\n".join(f"    {command}" for command in commands))
 
 

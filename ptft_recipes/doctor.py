@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptft_recipes import __version__
+import ptft_recipes
 from ptft_recipes.errors import InputError, one_line
 
 # torch, accelerate and the Hub's client are imported where they are looked at: one that is broken is a finding.
@@ -39,8 +39,8 @@ class Finding:
 
 def format_finding(finding: Finding, width: int) -> str:
     """Return a finding as lines of at most `width` characters, where its words are not longer themselves."""
-    indent = " " * 20
-    head = f"{finding.state:<6}{finding.name:<14}"
+    indent = " " * 22
+    head = f"{finding.state:<6}{finding.name:<16}"
     texts = [finding.found, finding.remedy] if finding.remedy else [finding.found]
     lines = [line for text in texts for line in textwrap.wrap(text, width - len(indent), break_long_words=False,
                                                               break_on_hyphens=False)]  # fmt: skip
@@ -98,7 +98,7 @@ def _versions() -> Iterator[Finding]:
         except importlib.metadata.PackageNotFoundError:
             return None
 
-    found = [f"ptft-recipes {__version__}", f"Python {platform.python_version()}"]
+    found = [f"ptft-recipes {ptft_recipes.__version__}", f"Python {platform.python_version()}"]
     yield Finding("versions", ", ".join([*found, *(f"{name} {installed(name)}" for name in SHOWN)]))
     try:
         required = [Requirement(line) for line in importlib.metadata.requires("ptft-recipes") or ()]
@@ -226,13 +226,12 @@ def _hub() -> Finding:
     from huggingface_hub import constants, get_session, get_token
     from huggingface_hub.utils import build_hf_headers
 
-    endpoint, token = constants.ENDPOINT, get_token()
-    login = "a token is there, not tried" if token else "no login"
+    endpoint = constants.ENDPOINT
     if constants.is_offline_mode():
-        return Finding(
-            "Hub", f"offline, by HF_HUB_OFFLINE; {login}", "note", "Only what is here already can be loaded."
-        )
+        remedy = "Only what is here already can be loaded, and nothing pushed."
+        return Finding("Hub", "offline, because HF_HUB_OFFLINE is set; not asked", "note", remedy)
     try:
+        token = get_token()
         url = f"{endpoint}/api/whoami-v2"
         answer = get_session().get(url, headers=build_hf_headers(token=token or False), timeout=HUB_SECONDS)
         user = answer.json() if answer.status_code == 200 else {}

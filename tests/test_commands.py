@@ -49,7 +49,7 @@ class TestLs:
         assert main(["ls", "--config"]) == 0
         told = capsys.readouterr().out
         assert len(CONFIGS) > 15
-        assert [line.split()[0] for line in told.splitlines() if "/" in line[:20] and line[0] != " "] == CONFIGS
+        assert [line.split()[0] for line in told.splitlines() if "/" in line[:25] and line[0] != " "] == CONFIGS
         assert "SST-2, sentiment of film reviews, from the Hub" in " ".join(told.split())
 
     @pytest.mark.parametrize(

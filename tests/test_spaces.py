@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, topic_rows, write_csv
+from conftest import ROOT, runner, topic_rows, write_csv
 from huggingface_hub import RepoCard
 from test_architecture import imported
 
@@ -51,49 +51,62 @@ def assert_equal_scores(answers: list[dict], predictions: list[dict]) -> None:
         assert max(answer, key=answer.get) == predicted["predicted"]
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        [],
-        ["--tuning", "lora"],
-        pytest.param(["--tuning", "bottleneck"], marks=pytest.mark.slow),
-    ],
-    ids=lambda flags: flags[-1] if flags else "full",
-)
-def test_a_classifier_answers_as_the_run_did(flags, run_cls, tmp_path, monkeypatch, capsys):
-    run_cls(*flags, max_steps=6)
+@pytest.fixture(scope="module")
+def runs(finetune_cls, checkpoint, topics, tmp_path_factory):
+    """Return a function that gives a short run by the name of its tuning."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def get(tuning: str) -> Path:
+        if not (folder / tuning).exists():
+            run = runner(finetune_cls, checkpoint, topics, folder / tuning, ["--max_length", "32", "--max_steps", "6"])
+            run("--tuning", tuning)
+        return folder / tuning
+
+    return get
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora", pytest.param("bottleneck", marks=pytest.mark.slow)])
+def test_a_classifier_answers_as_the_run_did(tuning, runs, tmp_path, monkeypatch, capsys):
+    run = runs(tuning)
     capsys.readouterr()
-    space = make(tmp_path / "run", tmp_path)
+    space = make(run, tmp_path)
     told = capsys.readouterr().out
     assert "nothing was pushed" in told
     assert f"python {space}/app.py" in told
-    texts = [row["text"] for row in topic_rows(64, 2)]
-    if flags:  # the base travels too: nothing outside of the folder is read
-        source = (space / "app.py").read_text()
-        assert 'FOLDER / "base"' in source
+    if tuning != "full":  # the base travels too: nothing outside of the folder is read
+        assert 'FOLDER / "base"' in (space / "app.py").read_text()
         assert json.loads((space / "model" / "adapter_config.json").read_text())["base_model_name_or_path"] == "base"
-    assert str(tmp_path) not in "".join(p.read_text() for p in space.rglob("*") if p.suffix in (".py", ".json", ".md"))
+    texts = [path.read_text() for path in space.rglob("*") if path.suffix in (".py", ".json", ".md")]
+    assert not [text for text in texts if str(run.parent) in text], "a path of this machine"
     answer = start(space, monkeypatch)["fn"]
-    assert_equal_scores([answer(text) for text in texts], read_rows(tmp_path / "run" / "predictions" / "test.jsonl"))
+    predictions = read_rows(run / "predictions" / "test.jsonl")
+    assert_equal_scores([answer(row["text"]) for row in topic_rows(64, 2)], predictions)
 
 
-def test_what_is_written_is_what_a_space_needs_and_nothing_of_the_data(run_cls, tmp_path):
-    results = run_cls(max_steps=2)
-    space = make(tmp_path / "run", tmp_path)
+def test_what_is_written_is_what_a_space_needs_and_nothing_of_the_data(runs, tmp_path):
+    run = runs("full")
+    versions = json.loads((run / "results.json").read_text())["run"]["versions"]
+    space = make(run, tmp_path)
     names = {path.relative_to(space).as_posix() for path in space.rglob("*") if path.is_file()}
     model = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert names == {"app.py", "requirements.txt", "README.md", *(f"model/{name}" for name in model)}
     card = RepoCard.load(space / "README.md").data.to_dict()
     assert card == {
-        "title": "run", "sdk": "gradio", "sdk_version": spaces.GRADIO, "app_file": "app.py",
-        "python_version": results["run"]["versions"]["python"].rpartition(".")[0],
+        "title": "full", "sdk": "gradio", "sdk_version": spaces.GRADIO, "app_file": "app.py",
+        "python_version": versions["python"].rpartition(".")[0],
     }  # fmt: skip
-    versions = results["run"]["versions"]
     assert (space / "requirements.txt").read_text().split() == [
         f"gradio=={spaces.GRADIO}",
         f"torch=={versions['torch'].partition('+')[0]}",
         f"transformers=={versions['transformers']}",
     ]
+
+
+def test_a_pushed_model_is_loaded_from_the_hub(runs, tmp_path):
+    space = make(runs("full"), tmp_path, "--repo_id", "me/it's")
+    assert not (space / "model").exists()
+    assert """pipeline("text-classification", "me/it's")""" in (space / "app.py").read_text()
+    assert RepoCard.load(space / "README.md").data.models == ["me/it's"]
 
 
 @pytest.mark.slow
@@ -128,7 +141,7 @@ def test_a_tagger_marks_the_entities_that_the_run_predicted(scheme, run_token_cl
             files[split] = str(tmp_path / f"{split}.conll")
             Path(files[split]).write_text(text)
     options = {f"{split}_file": path for split, path in files.items()}
-    results = run_token_cls("--tuning", "lora", data=False, num_train_epochs=3, max_length=64, **options)
+    results = run_token_cls(data=False, num_train_epochs=5, **options)
     assert results["run"]["data"]["scheme"] == scheme
     app = start(make(tmp_path / "run", tmp_path), monkeypatch)
     found = 0
@@ -143,14 +156,6 @@ def test_a_tagger_marks_the_entities_that_the_run_predicted(scheme, run_token_cl
         assert {(part["entity_group"], part["start"], part["end"]) for part in answer["entities"]} == expected
         found += len(expected)
     assert found > 20
-
-
-def test_a_pushed_model_is_loaded_from_the_hub(run_cls, tmp_path):
-    run_cls(max_steps=1)
-    space = make(tmp_path / "run", tmp_path, "--repo_id", "me/it's")
-    assert not (space / "model").exists()
-    assert """pipeline("text-classification", "me/it's")""" in (space / "app.py").read_text()
-    assert RepoCard.load(space / "README.md").data.models == ["me/it's"]
 
 
 def described(tmp_path, **changes) -> Path:
@@ -211,7 +216,7 @@ def test_bottleneck_adapters_bring_all_that_they_import():
 def test_the_real_gradio_answers_a_request(kind, run_cls, run_token_cls, tmp_path):
     pytest.importorskip("gradio")
     run = run_cls if kind == "classifier" else run_token_cls
-    run("--tuning", "lora", num_train_epochs=3)
+    run("--tuning", "lora", num_train_epochs=2)
     space = make(tmp_path / "run", tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
