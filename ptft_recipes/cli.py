@@ -24,7 +24,7 @@ gc.freeze()
 
 from ptft_recipes.acceleration import check_processes, has_native_bf16
 from ptft_recipes.config_files import read_config
-from ptft_recipes.errors import InputError, PushError, ResourceError, StoppedBySignal, nearest, one_line
+from ptft_recipes.errors import EXIT_CODES, InputError, nearest, one_line, tell_why
 from ptft_recipes.interruption import follow_launcher, remember_ctrl_c
 from ptft_recipes.reporting import dump_yaml
 
@@ -59,15 +59,6 @@ OWN_HELP = {
 }
 # They say how a run goes on, not what it is; in a configuration they would keep it from being repeated.
 NOT_RECORDED = {"resume_from_checkpoint", "allow_changes"}
-# Of what ends in one line that begins with the word. 0 is a finished run, 1 anything else, with its traceback.
-EXIT_CODES = {
-    InputError: (2, "error"),
-    FloatingPointError: (3, "diverged"),
-    ResourceError: (4, "error"),
-    PushError: (5, "error"),
-    StoppedBySignal: (75, "stopped"),  # EX_TEMPFAIL of sysexits.h: try again
-    KeyboardInterrupt: (130, "interrupted"),  # as a shell has it: 128 + SIGINT
-}
 # Lowest and highest values of what transformers checks after the data is read, or never: with -1 epochs it trains on
 # nothing, with a billion workers it starts them.
 RANGES = {
@@ -282,9 +273,7 @@ def run_command(main: Callable[[], Any]) -> None:
         sys.stderr.flush()
         os._exit(stop.code or 0)  # without the second that Python takes to tear down what it imported
     except tuple(EXIT_CODES) as error:
-        code, word = next(meaning for kind, meaning in EXIT_CODES.items() if isinstance(error, kind))
-        print(f"{Path(sys.argv[0]).name}: {word}: {error}".removesuffix(": "), file=sys.stderr)
-        sys.exit(code)
+        sys.exit(tell_why(error, Path(sys.argv[0]).name))
     # A thread of gloo that is still there when Python tears itself down takes the whole process with it (SIGABRT).
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

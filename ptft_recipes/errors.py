@@ -1,6 +1,7 @@
-"""The exceptions that end a run in one line instead of a traceback. Exit codes: `ptft_recipes.cli.EXIT_CODES`."""
+"""The exceptions that end a run, or `ptft`, in one line instead of a traceback, and their exit codes."""
 
 import difflib
+import sys
 
 
 class InputError(ValueError):
@@ -21,6 +22,29 @@ class PushError(Exception):
 
 class StoppedBySignal(Exception):  # noqa: N818 - an order, not an error
     """SIGTERM or Ctrl-C ended the training after a checkpoint was saved; the same command goes on."""
+
+
+# Of what ends in one line that begins with the word. 0 is a finished run, 1 anything else, with its traceback.
+EXIT_CODES = {
+    InputError: (2, "error"),
+    FloatingPointError: (3, "diverged"),
+    ResourceError: (4, "error"),
+    PushError: (5, "error"),
+    StoppedBySignal: (75, "stopped"),  # EX_TEMPFAIL of sysexits.h: try again
+    KeyboardInterrupt: (130, "interrupted"),  # as a shell has it: 128 + SIGINT
+}
+
+
+def tell_why(error: BaseException, program: str) -> int:
+    """Print the one line in which a program ends, and return its exit code.
+
+    Args:
+        error: Of one of the kinds in `EXIT_CODES`.
+        program: Its name.
+    """
+    code, word = next(meaning for kind, meaning in EXIT_CODES.items() if isinstance(error, kind))
+    print(f"{program}: {word}: {error}".removesuffix(": "), file=sys.stderr)
+    return code
 
 
 def one_line(text, limit: int = 300) -> str:

@@ -23,6 +23,7 @@ from ptft_recipes.cli import build_parser, parse_args
 from ptft_recipes.data import DatasetArguments
 from ptft_recipes.errors import InputError, nearest, one_line
 from ptft_recipes.metrics import LOWER_IS_BETTER
+from ptft_recipes.shipped import find_recipe, recipe_files
 from ptft_recipes.yaml_files import mapping, place, read_yaml, scalar, scalars
 
 KEYS = (
@@ -134,7 +135,8 @@ def read_search(path: str | Path, recipes: str | Path, trials: int | None = None
         path: Of the YAML file: `recipe`, `arguments`, `space`, `sampler` (tpe, random, grid), `trials`,
             `startup_trials` (at random and never pruned), `pruner` (median, none), `prune_from_epoch`, `seed` (of the
             sampler), `seeds` (of the runs of the winner).
-        recipes: The folder that the recipe is in, by its name. A file that comes from others names no path of code.
+        recipes: The folder in which the recipe is looked for first, by its name, before those that travel with the
+            library. A file that comes from others names no path of code.
         trials: Instead of those in the file.
 
     Raises:
@@ -181,8 +183,9 @@ def read_search(path: str | Path, recipes: str | Path, trials: int | None = None
 
 
 def _load_recipe(name: str, folder: Path, place: str) -> ModuleType:
-    known = sorted(path.stem for path in folder.glob("finetune_*.py"))
-    file = folder / f"{name}.py"
+    shipped = {path for path in recipe_files() if path.startswith("finetune_")}
+    known = sorted({path.stem for path in folder.glob("finetune_*.py")} | shipped)
+    file = find_recipe(name, folder)
     if not name.isidentifier() or not file.is_file():
         raise InputError(f"{place}: no recipe {name!r:.60} in {folder}{nearest(name, known) or f' ({known})'}")
     spec = importlib.util.spec_from_file_location(name, file)

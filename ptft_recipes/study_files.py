@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from ptft_recipes.errors import InputError, nearest
+from ptft_recipes.shipped import find_recipe, recipe_files
 from ptft_recipes.yaml_files import mapping, place, read_yaml, scalar, scalars
 
 KEYS = ("output_dir", "seeds", "baseline", "common", "arms")
@@ -69,8 +70,9 @@ def read_study(path: str | Path, recipes: str | Path | None, output_dir: str | P
 
     Args:
         path: Of the YAML file.
-        recipes: Folder in which a recipe that is given by its name lies; one of your own is given by its path. None to
-            read a study that is not to be run: the recipes need not be there.
+        recipes: Folder in which a recipe that is given by its name is looked for first, before those that travel with
+            the library; one of your own is given by its path. None to read a study that is not to be run: the recipes
+            need not be there.
         output_dir: Instead of the one that the study names, or else of `runs/<name of the file>`.
 
     Raises:
@@ -119,9 +121,11 @@ def _recipe_file(name: str, recipes: str | Path | None, where: str) -> Path:
         raise InputError(
             f"{where}: the recipe {name!r:.60} is no name; one of your own is given by its path, with .py"
         )
-    file = Path(name) if name.endswith(".py") else Path(recipes or "") / f"{name}.py"
+    file = Path(name if name.endswith(".py") else f"{name}.py")
+    if not name.endswith(".py") and recipes is not None:
+        file = find_recipe(name, recipes)
     if recipes is not None and not file.is_file():
-        known = sorted(path.stem for path in Path(recipes).glob("*.py"))
+        known = {path.stem for path in Path(recipes).glob("*.py")} | recipe_files().keys()
         raise InputError(f"{where}: no recipe {name!r:.60}{nearest(name, known)} ({file} is no file)")
     return file
 

@@ -24,6 +24,7 @@ from ptft_recipes.cli import parse_args, run_command
 from ptft_recipes.comparison import compare_arms, read_arms
 from ptft_recipes.comparison_tables import markdown_of, write_comparison
 from ptft_recipes.launching import Launcher, run_cells
+from ptft_recipes.shipped import FOLDER
 from ptft_recipes.studies import (
     FINISHED,
     Progress,
@@ -64,7 +65,7 @@ def main(argv=None):
 
     # 3. Model: what a cell trains is up to its recipe; here, on what it runs.
     name = "single_gpu.yaml" if torch.cuda.is_available() else "cpu.yaml"
-    file = data_args.accelerate_config or os.path.relpath(Path(__file__).parents[1] / "accelerate_configs" / name)
+    file = data_args.accelerate_config or os.path.relpath(FOLDER / "accelerate_configs" / name)
     launcher = Launcher(file, data_args.parallel)
     estimates = estimate_seconds(cells)
     print(f"study: {study.output_dir}, {len(cells)} cells, {len(cells) - len(estimates)} of them finished")

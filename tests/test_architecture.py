@@ -35,12 +35,14 @@ EDGES = {
     "comparison": {"errors", "finished_runs", "significance", "study_files"},
     "comparison_tables": {"metrics", "reporting"},
     "conll": {"errors"},
+    "commands": {"doctor", "errors", "hub", "shipped", "spaces"},
     "collators": {"blocks", "errors", "modeling"},
     "config_files": {"errors"},
     "corpora": {"blocks", "data", "errors", "reading", "safe_files"},
     "cpu_kernels": set(),
     "data": {"demo", "errors", "folds", "labels", "reading", "safe_files", "splits"},
     "demo": {"errors"},
+    "doctor": {"acceleration", "errors", "processes"},
     "electra": {"errors", "modeling", "sparse_head"},
     "embeddings": {"errors", "modeling"},
     "ensembles": {
@@ -83,6 +85,7 @@ EDGES = {
         "training",
         "tuning",
     },
+    "processes": {"errors", "launching"},
     "provenance": set(),
     "reading": {"conll", "errors", "safe_files"},
     "regularization": {"errors", "labels"},
@@ -98,18 +101,20 @@ EDGES = {
         "checkpoints", "errors", "interruption", "modeling", "reporting", "resources", "resuming",
     },
     "search_report": {"reporting", "search_space"},
-    "search_space": {"cli", "data", "errors", "metrics", "yaml_files"},
+    "search_space": {"cli", "data", "errors", "metrics", "shipped", "yaml_files"},
     "sentence_pairs": {"blocks", "collators", "errors"},
     "sentence_prediction": {"errors", "objectives", "perplexity", "pretraining", "sparse_head"},
+    "shipped": {"errors"},
     "significance": {"resampling"},
     "slices": set(),
     "soups": {
         "card", "ensembles", "errors", "finished_runs", "merging", "modeling", "provenance", "trained_checkpoints",
     },
+    "spaces": {"demo", "errors", "hub", "tag_schemes"},
     "sparse_head": set(),
     "splits": {"caching", "errors", "folds"},
     "studies": {"errors", "evaluation", "reporting", "resuming", "study_files"},
-    "study_files": {"errors", "yaml_files"},
+    "study_files": {"errors", "shipped", "yaml_files"},
     "study_page": {"comparison", "comparison_tables", "metrics", "reporting", "studies", "study_files"},
     "tag_metrics": {"tag_schemes"},
     "tag_schemes": set(),
@@ -170,6 +175,10 @@ def heavy_imports(module: str) -> set[str]:
 
 def test_importing_the_package_costs_nothing():
     assert heavy_imports("ptft_recipes") == set()
+
+
+def test_the_command_starts_without_deep_learning():
+    assert heavy_imports("ptft_recipes.commands") == set()
 
 
 def test_statistics_need_no_deep_learning():

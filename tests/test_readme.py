@@ -7,8 +7,14 @@ import pytest
 from conftest import ROOT, argument_types, load_recipe
 
 from ptft_recipes.cli import parse_args
+from ptft_recipes.commands import build_parser
+from ptft_recipes.shipped import find_config, recipe_files
 
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "recipes/README.md")]
+
+
+# What the reader of CONTRIBUTING.md makes.
+EXAMPLES = {"recipes/finetune_similarity.py", "tests/recipes/test_finetune_similarity.py"}
 
 
 def code_blocks(text: str) -> list[str]:
@@ -45,6 +51,22 @@ def test_a_documented_command_parses(command):
     parse_args(argument_types(recipe), recipe.DEFAULTS, arguments)
 
 
+PTFT_COMMANDS = [command for command in commands() if command[0] == "ptft"]
+
+
+def test_there_are_commands_of_ptft_to_test():
+    assert {command[1] for command in PTFT_COMMANDS} == {"ls", "cp", "doctor", "push", "space", "completion"}
+
+
+@pytest.mark.parametrize("command", PTFT_COMMANDS, ids=" ".join)
+def test_a_documented_command_of_ptft_parses(command):
+    arguments = command[1 : command.index(">") if ">" in command else None]
+    args = build_parser().parse_args(arguments)
+    if args.command == "cp":
+        assert find_config(args.name) if args.config else args.name in recipe_files()
+    assert not getattr(args, "accelerate_config", None) or (ROOT / args.accelerate_config).exists()
+
+
 def test_documented_paths_exist():
     paths = set()
     for document in DOCUMENTS:
@@ -52,7 +74,8 @@ def test_documented_paths_exist():
         paths |= set(re.findall(r"\b((?:recipes|ptft_recipes|accelerate_configs|tests|benchmarks)/[\w./-]*\w)", text))
         paths |= {link for link in re.findall(r"\]\(([^)#:]+)\)", text) if document.parent == ROOT}
     assert len(paths) > 10
-    missing = [path for path in sorted(paths) if not (ROOT / path).exists() and not path.endswith("_")]
+    assert paths > EXAMPLES
+    missing = [path for path in sorted(paths - EXAMPLES) if not (ROOT / path).exists() and not path.endswith("_")]
     assert missing == []
 
 

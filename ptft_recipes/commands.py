@@ -1,0 +1,185 @@
+"""The command `ptft`: recipes and configurations to copy, an installation to check, finished runs to publish."""
+
+import argparse
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import ptft_recipes
+from ptft_recipes.errors import EXIT_CODES, InputError, nearest, tell_why
+from ptft_recipes.shipped import config_files, copy_shipped, recipe_files, summary
+
+# Nothing heavy is imported above: `ptft ls` is to be as quick as ls. What needs torch is imported by who needs it.
+
+NAME_WIDTH = 24
+EXIT_CODES_IN_WORDS = """\
+exit codes:
+  0    done
+  1    `ptft doctor` found something wrong; else an unexpected error
+  2    a mistake in what was given; one line says which
+  5    the push failed; the message has the command that tries again
+  130  Ctrl-C
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors of one line, as the recipes have them."""
+
+    def error(self, message: str):
+        self.exit(EXIT_CODES[InputError][0], f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of `ptft` and its commands."""
+    parser = _Parser(
+        prog="ptft",
+        description="Recipes to pre-train and fine-tune encoders: list, copy, check, publish.",
+        epilog=EXIT_CODES_IN_WORDS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"ptft-recipes {ptft_recipes.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(run, name: str, words: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=words, description=f"{words[0].upper()}{words[1:]}.", allow_abbrev=False
+        )
+        command.set_defaults(run=run)
+        return command
+
+    ls = add(_list, "ls", "list the recipes, or with --config the configurations")
+    ls.add_argument("--config", action="store_true", help="configurations of recipes and of Accelerate")
+
+    cp = add(_copy, "cp", "copy a recipe of the installed version, to be changed and run")
+    cp.add_argument("--config", action="store_true", help="NAME is a configuration: see ptft ls --config")
+    cp.add_argument("name", metavar="NAME", help="e.g. finetune_cls")
+    cp.add_argument("destination", metavar="DEST", nargs="?", help="file or folder; by default NAME, here")
+
+    doctor = add(_doctor, "doctor", "say what is installed, what it will run on, and what is wrong with it")
+    doctor.add_argument(
+        "--accelerate_config", metavar="FILE", help="that is meant for accelerate launch --config_file"
+    )
+    doctor.add_argument("--output_dir", metavar="DIR", default="runs", help="whose disk is looked at (default: runs)")
+
+    push = add(_push, "push", "push a finished run to the Hub, into a private repository")
+    push.add_argument("folder", metavar="RUN", help="its output folder, e.g. runs/finetune_cls")
+    push.add_argument("--repo_id", metavar="NAME", help="repository; by default the name of the folder")
+    push.add_argument("--public", action="store_true", help="anybody may read it")
+
+    space = add(_space, "space", "write a Gradio demo of a finished classifier or tagger; nothing is pushed")
+    space.add_argument("folder", metavar="RUN", help="its output folder, e.g. runs/finetune_cls")
+    space.add_argument("destination", metavar="DEST", nargs="?", help="new folder; by default RUN-space")
+    space.add_argument("--repo_id", metavar="NAME", help="load the pushed model from there, instead of a copy of it")
+
+    completion = add(_completion, "completion", "print the script that lets a shell complete ptft")
+    completion.add_argument("shell", metavar="SHELL", choices=["bash", "zsh", "tcsh"], help="bash, zsh or tcsh")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `ptft`.
+
+    Args:
+        argv: The command line without the program's name; `sys.argv[1:]` when None.
+
+    Returns:
+        The exit code, as `ptft --help` explains it.
+
+    Raises:
+        SystemExit: For `--help` and `--version` (code 0), and for wrong arguments (code 2).
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    known = next(action.choices for action in parser._actions if action.dest == "command")
+    if argv and not argv[0].startswith("-") and argv[0] not in known:
+        parser.error(f"no command {argv[0]!r:.60}{nearest(argv[0], known) or '; there are ' + ', '.join(known)}")
+    args = parser.parse_args(argv)
+    try:
+        code = args.run(args)
+        print(end="", flush=True)
+    except BrokenPipeError:  # of `ptft ls | head`; Python would say so once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell has it: 128 + SIGPIPE
+    except tuple(EXIT_CODES) as error:
+        return tell_why(error, "ptft")
+    return code or 0
+
+
+def _list(args: argparse.Namespace) -> None:
+    width = min(shutil.get_terminal_size().columns, 100)
+    for name, path in (config_files() if args.config else recipe_files()).items():
+        lines = textwrap.wrap(summary(path), max(width - NAME_WIDTH, 20))
+        first = f"{name:<{NAME_WIDTH - 1}} {lines.pop(0)}" if len(name) < NAME_WIDTH else name
+        print("\n".join([first, *(" " * NAME_WIDTH + line for line in lines)]))
+    if args.config:
+        print("\nTo copy one: ptft cp --config NAME [DEST]")
+    else:
+        print("\nTo copy one: ptft cp NAME [DEST]. Configurations: ptft ls --config")
+
+
+def _copy(args: argparse.Namespace) -> None:
+    path, commands = copy_shipped(args.name, args.destination, args.config)
+    print(f"{path}: as in ptft-recipes {ptft_recipes.__version__}. To run it:\n")
+    print("\n".join(f"    {command}" for command in commands))
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from ptft_recipes.doctor import examine, format_finding
+
+    findings = []
+    for finding in examine(args.accelerate_config, args.output_dir):
+        findings.append(finding)
+        print(format_finding(finding, min(shutil.get_terminal_size().columns, 100)), flush=True)
+    wrong = sum(finding.state == "wrong" for finding in findings)
+    print(f"\n{wrong} of these {'is' if wrong == 1 else 'are'} wrong" if wrong else "\nnothing is wrong")
+    return int(wrong > 0)
+
+
+def _push(args: argparse.Namespace) -> None:
+    folder = _finished_run(args.folder)
+    from ptft_recipes.hub import push_run
+
+    print(push_run(folder, args.repo_id, private=not args.public))
+
+
+def _space(args: argparse.Namespace) -> None:
+    folder = _finished_run(args.folder)
+    from ptft_recipes.spaces import write_space
+
+    destination = Path(args.destination or f"{folder}-space")
+    print(write_space(folder, destination, args.repo_id))
+
+
+def _finished_run(name: str) -> Path:
+    folder = Path(name)
+    if not folder.is_dir():
+        raise InputError(f"{name}: no such folder; give the output folder of a run")
+    if not (folder / "results.json").is_file():
+        raise InputError(f"{name}: there is no results.json, so no run has come to its end here")
+    return folder
+
+
+def _completion(args: argparse.Namespace) -> None:
+    try:
+        import shtab
+    except ImportError:
+        raise InputError("completion needs shtab: python -m pip install 'ptft-recipes[completion]'") from None
+    parser = build_parser()
+    commands = next(action.choices for action in parser._actions if action.dest == "command")
+    for command in commands.values():
+        for action in command._actions:
+            if action.metavar in ("RUN", "DIR"):
+                action.complete = shtab.DIRECTORY
+            elif action.metavar in ("DEST", "FILE"):
+                action.complete = shtab.FILE
+            elif action.dest == "name":
+                action.choices = [*recipe_files(), *config_files()]
+    print(shtab.complete(parser, shell=args.shell))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

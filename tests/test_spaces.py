@@ -1,0 +1,258 @@
+"""A demo answers what the run predicted; gradio itself is stood in for, but in the last test."""
+
+import json
+import os
+import re
+import runpy
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT, runner, topic_rows, write_csv
+from huggingface_hub import RepoCard
+from test_architecture import imported
+
+from ptft_recipes import spaces
+from ptft_recipes.commands import main
+from ptft_recipes.tag_schemes import lenient_entities
+
+
+def read_rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def start(space: Path, monkeypatch):
+    """Run an app as Python would, with a gradio that only keeps what it is given; return its function."""
+    kept = {}
+    component = lambda **options: options  # noqa: E731
+    gradio = SimpleNamespace(
+        Interface=lambda fn, inputs, output, **options: kept.update(fn=fn, inputs=inputs, output=output, **options),
+        **dict.fromkeys(("Textbox", "Label", "Number", "HighlightedText"), component),
+    )
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    runpy.run_path(str(space / "app.py"), run_name="app")
+    return kept
+
+
+def make(run: Path, tmp_path: Path, *flags) -> Path:
+    assert main(["space", str(run), str(tmp_path / "space"), *flags]) == 0
+    return tmp_path / "space"
+
+
+def assert_equal_scores(answers: list[dict], predictions: list[dict]) -> None:
+    assert len(answers) == len(predictions) > 10
+    for answer, predicted in zip(answers, predictions, strict=True):
+        assert answer == pytest.approx(predicted["probabilities"], abs=1e-5)
+        assert max(answer, key=answer.get) == predicted["predicted"]
+
+
+@pytest.fixture(scope="module")
+def runs(finetune_cls, checkpoint, topics, tmp_path_factory):
+    """Return a function that gives a short run by the name of its tuning."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def get(tuning: str) -> Path:
+        if not (folder / tuning).exists():
+            run = runner(finetune_cls, checkpoint, topics, folder / tuning, ["--max_length", "32", "--max_steps", "6"])
+            run("--tuning", tuning)
+        return folder / tuning
+
+    return get
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora", pytest.param("bottleneck", marks=pytest.mark.slow)])
+def test_a_classifier_answers_as_the_run_did(tuning, runs, tmp_path, monkeypatch, capsys):
+    run = runs(tuning)
+    capsys.readouterr()
+    space = make(run, tmp_path)
+    told = capsys.readouterr().out
+    assert "nothing was pushed" in told
+    assert f"python {space}/app.py" in told
+    if tuning != "full":  # the base travels too: nothing outside of the folder is read
+        assert 'FOLDER / "base"' in (space / "app.py").read_text()
+        assert json.loads((space / "model" / "adapter_config.json").read_text())["base_model_name_or_path"] == "base"
+    texts = [path.read_text() for path in space.rglob("*") if path.suffix in (".py", ".json", ".md")]
+    assert not [text for text in texts if str(run.parent) in text], "a path of this machine"
+    answer = start(space, monkeypatch)["fn"]
+    predictions = read_rows(run / "predictions" / "test.jsonl")
+    assert_equal_scores([answer(row["text"]) for row in topic_rows(64, 2)], predictions)
+
+
+def test_what_is_written_is_what_a_space_needs_and_nothing_of_the_data(runs, tmp_path):
+    run = runs("full")
+    versions = json.loads((run / "results.json").read_text())["run"]["versions"]
+    space = make(run, tmp_path)
+    names = {path.relative_to(space).as_posix() for path in space.rglob("*") if path.is_file()}
+    model = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert names == {"app.py", "requirements.txt", "README.md", *(f"model/{name}" for name in model)}
+    card = RepoCard.load(space / "README.md").data.to_dict()
+    assert card == {
+        "title": "full", "sdk": "gradio", "sdk_version": spaces.GRADIO, "app_file": "app.py",
+        "python_version": versions["python"].rpartition(".")[0],
+    }  # fmt: skip
+    assert (space / "requirements.txt").read_text().split() == [
+        f"gradio=={spaces.GRADIO}",
+        f"torch=={versions['torch'].partition('+')[0]}",
+        f"transformers=={versions['transformers']}",
+    ]
+
+
+def test_a_pushed_model_is_loaded_from_the_hub(runs, tmp_path):
+    space = make(runs("full"), tmp_path, "--repo_id", "me/it's")
+    assert not (space / "model").exists()
+    assert """pipeline("text-classification", "me/it's")""" in (space / "app.py").read_text()
+    assert RepoCard.load(space / "README.md").data.models == ["me/it's"]
+
+
+@pytest.mark.slow
+def test_pairs_several_labels_and_numbers(run_cls, tmp_path, monkeypatch):
+    rows = [
+        {"a": row["text"], "b": row["text"][::-1], "label": f"{row['label']}|all", "size": len(row["text"])}
+        for row in topic_rows(120, 3)
+    ]
+    path = write_csv(tmp_path / "rows.csv", rows)
+    common = {"data": False, "dataset_name": path, "text_column": "a", "text_pair_column": "b", "max_steps": 2}
+    run_cls(label_separator="|", output_dir=tmp_path / "several", **common)
+    run_cls(label_column="size", output_dir=tmp_path / "number", problem_type="regression", **common)
+    for name in ("several", "number"):
+        main(["space", str(tmp_path / name)])
+        app = start(tmp_path / f"{name}-space", monkeypatch)
+        assert [box["label"] for box in app["inputs"]] == ["Text", "Second text"]
+        predictions = read_rows(tmp_path / name / "predictions" / "test.jsonl")
+        for predicted in predictions[:5]:
+            row = rows[int(predicted["id"].rpartition(":")[2])]
+            answer = app["fn"](row["a"], row["b"])
+            expected = predicted.get("probabilities", predicted["predicted"])
+            assert answer == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("scheme", ["IOB2", pytest.param("BILOU", marks=pytest.mark.slow)])
+def test_a_tagger_marks_the_entities_that_the_run_predicted(scheme, run_token_cls, tagged, tmp_path, monkeypatch):
+    files = dict(tagged)
+    if scheme == "BILOU":
+        for split, path in tagged.items():
+            text = re.sub(r"\tB-(\w+)(?=\n(?!.*\tI-))", r"\tU-\1", Path(path).read_text())
+            text = re.sub(r"\tI-(\w+)(?=\n(?!.*\tI-))", r"\tL-\1", text)
+            files[split] = str(tmp_path / f"{split}.conll")
+            Path(files[split]).write_text(text)
+    options = {f"{split}_file": path for split, path in files.items()}
+    results = run_token_cls(data=False, num_train_epochs=5, **options)
+    assert results["run"]["data"]["scheme"] == scheme
+    app = start(make(tmp_path / "run", tmp_path), monkeypatch)
+    found = 0
+    for row in read_rows(tmp_path / "run" / "predictions" / "test.jsonl"):
+        words, text = row["words"], " ".join(row["words"])
+        ends = [len(" ".join(words[: i + 1])) for i in range(len(words))]
+        starts = [end - len(word) for word, end in zip(words, ends, strict=True)]
+        answer = app["fn"](text)
+        assert answer["text"] == text
+        tags = [{"U": "B", "L": "I"}.get(tag[0], tag[0]) + tag[1:] for tag in row["predicted"]]
+        expected = {(kind, starts[first], ends[last - 1]) for kind, first, last in lenient_entities(tags)}
+        assert {(part["entity_group"], part["start"], part["end"]) for part in answer["entities"]} == expected
+        found += len(expected)
+    assert found > 20
+
+
+def described(tmp_path, **changes) -> Path:
+    run = {
+        "versions": {"python": "3.11.7", "torch": "2.13.0+cpu", "transformers": "5.23.0", "peft": "0.21"},
+        "config": {}, "base_model": "org/base", "data": {"problem_type": "single_label_classification"},
+    } | changes  # fmt: skip
+    folder = tmp_path / "run"
+    folder.mkdir(exist_ok=True)
+    (folder / "results.json").write_text(json.dumps({"run": run}))
+    (folder / "config.json").write_text(json.dumps({"architectures": ["BertForSequenceClassification"]}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"config": {"max_length": "128); import os; os.mkdir('attack"}},
+        {"versions": {"python": "3.11", "torch": "2\n--index-url http://evil", "transformers": "5", "peft": "0"}},
+        {"versions": {}},
+        {"data": None},
+    ],
+)
+def test_what_a_stranger_wrote_into_the_results_does_not_become_a_program(changes, tmp_path, capsys):
+    assert main(["space", str(described(tmp_path, **changes)), str(tmp_path / "space")]) == 2
+    assert "is not that of a finished run" in capsys.readouterr().err
+    assert not (tmp_path / "space").exists()
+
+
+def test_other_tasks_a_used_folder_and_links_are_refused(tmp_path, capsys):
+    run = described(tmp_path)
+    (tmp_path / "space").mkdir()
+    assert main(["space", str(run), str(tmp_path / "space")]) == 2
+    assert "exists and is left as it is" in capsys.readouterr().err
+    (tmp_path / "secret").write_text("hf_secret")
+    (run / "vocab.txt").symlink_to(tmp_path / "secret")
+    assert main(["space", str(run), str(tmp_path / "other")]) == 5
+    assert "is a link" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+    (run / "config.json").write_text(json.dumps({"architectures": ["BertForMaskedLM"]}))
+    assert main(["space", str(run), str(tmp_path / "other")]) == 2
+    assert "is for BertForMaskedLM; there are demos for text and token classification" in capsys.readouterr().err
+
+
+def test_bottleneck_adapters_bring_all_that_they_import():
+    needed = {"__init__"}
+    waiting = ["bottleneck"]
+    while waiting:
+        name = waiting.pop()
+        needed.add(name)
+        found = imported(ROOT / "ptft_recipes" / f"{name}.py")
+        waiting += [other.split(".")[1] for other in found if other.startswith("ptft_recipes.")]
+    assert sorted(f"{name}.py" for name in needed) == sorted(spaces.BOTTLENECK)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["classifier", "tagger"])
+def test_the_real_gradio_answers_a_request(kind, run_cls, run_token_cls, tmp_path):
+    pytest.importorskip("gradio")
+    run = run_cls if kind == "classifier" else run_token_cls
+    run("--tuning", "lora", num_train_epochs=2)
+    space = make(tmp_path / "run", tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False",
+    }  # fmt: skip
+    environment.pop("PYTHONPATH", None)
+    row = read_rows(tmp_path / "run" / "predictions" / "test.jsonl")[0]
+    text = topic_rows(64, 2)[0]["text"] if kind == "classifier" else " ".join(row["words"])
+    with subprocess.Popen([sys.executable, "app.py"], cwd=space, env=environment) as process:
+        try:
+            answer = ask(f"http://127.0.0.1:{port}/gradio_api/call/predict", text, process)
+        finally:
+            process.kill()
+    if kind == "classifier":
+        scores = {part["label"]: part["confidence"] for part in answer["confidences"]}
+        assert scores == pytest.approx(row["probabilities"], abs=1e-5)
+    else:
+        assert " ".join(part["token"] for part in answer).split() == row["words"]
+
+
+def ask(url: str, text: str, process):
+    """Ask a demo as its documentation says: an event is started, and then read."""
+    body, deadline = json.dumps({"data": [text]}).encode(), time.monotonic() + 120
+    request = urllib.request.Request(url, body, {"content-type": "application/json"})
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=30) as started:
+                event = json.load(started)["event_id"]
+            break
+        except OSError:
+            assert process.poll() is None, "the app has ended"
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    with urllib.request.urlopen(f"{url}/{event}", timeout=60) as stream:
+        lines = stream.read().decode().splitlines()
+    assert "event: complete" in lines, lines
+    return json.loads(next(line for line in lines if line.startswith("data: ")).removeprefix("data: "))[0]
