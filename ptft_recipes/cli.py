@@ -48,12 +48,14 @@ COMMON_TRAINING_ARGUMENTS = [
     "resume_from_checkpoint",
     "push_to_hub",
     "hub_model_id",
+    "hub_strategy",
 ]
 
 OWN_HELP = {
     "bf16": "bfloat16 autocast; on where the hardware computes in it natively, unless given",
     "push_to_hub": "upload model, tokenizer, card, results and plots at the end, to a private repository",
     "hub_model_id": "repository to push to; the name of output_dir when not given",
+    "hub_strategy": "push at the end, or the model of each checkpoint too: every_save, checkpoint, all_checkpoints",
     "resume_from_checkpoint": "a checkpoint; not needed where the same run was cut off in output_dir",
     "seed": "of new weights, data order and dropout",
 }
@@ -157,6 +159,8 @@ def build_parser(
             raise KeyError(f"DEFAULTS names {name!r}, which is no argument{nearest(name, names)}")
     if "bf16" in names:
         parser.set_defaults(bf16=None)  # stands for "where the hardware has it", decided after parsing
+    if "hub_strategy" in names:
+        parser.set_defaults(hub_strategy="end")  # transformers uploads every checkpoint unless told otherwise
     parser.plain_defaults = vars(parser.parse_known_args([])[0])  # argparse converts defaults that are text
     parser.set_defaults(**defaults)
     parser.add_argument("--config", metavar="FILE", help="flat YAML file of arguments; flags override it")

@@ -1,43 +1,41 @@
-"""The upload of what may leave the machine, and nothing else."""
+"""Pushing a run to the Hub: checked before compute is spent, repeated where that is safe, and compared afterwards."""
 
+import hashlib
+import io
 import json
 import logging
 import os
 import shlex
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, set_client_factory
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, set_client_factory
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from huggingface_hub.utils._http import default_client_factory
 
 from ptft_recipes.card import write_model_card
 from ptft_recipes.errors import InputError, PushError, one_line
+from ptft_recipes.outgoing import LOADED, WEIGHTS, outgoing_files
 
 logger = logging.getLogger(__name__)
 
-# What a stranger needs, and nothing else: no data, no predictions with text, no optimizer, no pickle, no token. A
-# pattern that starts with * would also match in the folders of the checkpoints.
-ALLOWED = (
-    "README.md", "results.json", "config.yaml", "plots/*.png",
-    "model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors",
-    "config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja",
-    "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
-    "generator/model.safetensors", "generator/config.json", "generator/tokenizer.json",
-    "generator/tokenizer_config.json",
-)  # fmt: skip
-
+TAG = "ptft-recipes"  # of the cards that `write_model_card` writes
 NO_LOGIN = "no login at the Hub; `hf auth login`, or set HF_TOKEN"
-PUBLIC = "is public already; pass --hub_private_repo false to push there"
+PUBLIC = "is public already; to push there, pass --hub_private_repo false to the recipe, or --public to `ptft push`"
 # Seconds after which a request that gets no answer counts as failed; the client tries some again, 5 times.
 SILENCE = 60.0
+# Seconds before something is tried again, by us; no more once five silences have passed.
+PAUSES = (2.0, 8.0, 30.0)
+TRY_AGAIN = (408, 409, 412, 429)  # of the 4xx: slow, busy, somebody else has just committed, too often
 
 
 def publish(trainer, results: dict[str, Any], task: str) -> None:
-    """Write the model card, and with `--push_to_hub` upload model, tokenizer, card, results and plots.
+    """Write the model card, and with `--push_to_hub` push the run as `push_run` does.
 
-    The repository is private unless `--hub_private_repo false` is given. Only files that match `ALLOWED` are uploaded.
+    The repository is private unless `--hub_private_repo false` is given.
 
     Args:
         trainer: The `RecipeTrainer`.
@@ -55,64 +53,228 @@ def publish(trainer, results: dict[str, Any], task: str) -> None:
     write_model_card(output_dir, results, task, str(output_dir))
     if not trainer.push_at_end:
         return
-    repo_id, private = args.hub_model_id or output_dir.absolute().name, args.hub_private_repo is not False
-    files = pushed_files(output_dir)
-    _limit_waiting()
-    try:
-        repo_id = HfApi().create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if private and not HfApi().repo_info(repo_id, timeout=SILENCE).private:
-            raise PushError(f"{repo_id} {PUBLIC}; nothing was pushed, everything is in {output_dir}")
-        write_model_card(output_dir, results, task, repo_id)
-        url = HfApi().upload_folder(repo_id=repo_id, folder_path=output_dir, allow_patterns=files)
-    except PushError:
-        raise
-    except Exception as error:  # the client raises many kinds, and none of them may look like success
-        retry = ["hf", "upload", repo_id, str(output_dir), ".", "--private" if private else "--no-private"]
-        retry += [token for name in files for token in ("--include", name)]
-        what = f"the push to {repo_id} failed ({_reason(error)}); everything is in {output_dir}"
-        raise PushError(f"{what}. Retry: {shlex.join(retry)}") from error
-    logger.info("pushed to %s", url)
+    lost = trainer.checkpoint_uploads.finish() if trainer.checkpoint_uploads else []
+    url = _push(output_dir, repository_name(args), args.hub_private_repo is not False)
+    if lost:
+        raise PushError(f"the finished run is at {url}, but {', '.join(lost)} did not get there")
 
 
-def pushed_files(output_dir: Path) -> list[str]:
-    """Return which files of a run may leave the machine: those of `ALLOWED`, and never what a link leads to.
+def push_run(output_dir: str | Path, repo_id: str | None = None, private: bool = True) -> str:
+    """Push a finished run: weights or adapter, tokenizer, card, results, plots and configuration, and nothing else.
+
+    Pushing again what is there already makes no commit. The card is written anew, for the repository; one without the
+    tag `ptft-recipes` is sent as it is.
+
+    Args:
+        output_dir: The folder that a recipe left.
+        repo_id: Where to; a name alone is one of the user's own. The name of the folder when None.
+        private: The repository is made private, and a public one is refused.
+
+    Returns:
+        The address of the commit.
 
     Raises:
-        PushError: One of them is a link, or lies behind one.
+        InputError: There is nothing to push, no login, or no right to push there.
+        PushError: The upload failed, for whatever reason.
     """
-    files = {path for pattern in ALLOWED for path in output_dir.glob(pattern) if path.is_file()}
-    names = sorted(path.relative_to(output_dir) for path in files)
-    if links := [name for name in names if (output_dir / name).resolve() != output_dir.resolve() / name]:
-        raise PushError(f"{output_dir / links[0]} is a link, and could lead to anything; nothing was pushed")
-    return [name.as_posix() for name in names]
+    output_dir = Path(output_dir)
+    if not (output_dir / "results.json").exists():
+        raise InputError(f"{output_dir} has no results.json; it is no finished run")
+    if not any(path for pattern in LOADED for path in output_dir.glob(pattern)):
+        raise InputError(f"{output_dir} has neither a model nor a tokenizer; there is nothing to push")
+    name = repo_id or output_dir.absolute().name
+    return _push(output_dir, check_login(name, private), private)
 
 
-def check_login(repo_id: str | None = None, private: bool = True) -> None:
-    """Raise an InputError unless the Hub answers and lets the user write there: before compute is spent.
+def check_login(repo_id: str | None = None, private: bool = True, repo_type: str = "model") -> str | None:
+    """Raise an InputError unless the Hub answers and lets the user push there: before compute is spent.
 
     Args:
         repo_id: Where is to be pushed; a name alone is one of the user's own. None asks for the login alone.
         private: It must not be public.
+        repo_type: `model` or `dataset`.
+
+    Returns:
+        The id with its owner.
     """
     _limit_waiting()
+    api = HfApi()
     try:
-        user = HfApi().whoami()
-        if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
-            raise InputError("--push_to_hub: the token may only read; `hf auth login` with one that may write")
+        user = api.whoami()
+        token = user.get("auth", {}).get("accessToken", {})
+        if token.get("role") == "read":
+            raise InputError("the token of the Hub may only read; `hf auth login` with one that may write")
         if repo_id is None:
-            return
-        owners = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
-        repo_id = repo_id if "/" in repo_id else f"{owners[0]}/{repo_id}"
-        if (owner := repo_id.partition("/")[0]) not in owners:
-            raise InputError(f"--hub_model_id {repo_id}: you can push to {', '.join(owners)}, not to {owner}")
-        if private and not HfApi().repo_info(repo_id, timeout=SILENCE).private:
-            raise InputError(f"--hub_model_id: {repo_id} {PUBLIC}")
+            return None
+        repo_id = repo_id if "/" in repo_id else f"{user['name']}/{repo_id}"
+        validate_repo_id(repo_id)
+        try:
+            is_public = not api.repo_info(repo_id, repo_type=repo_type, timeout=SILENCE).private
+            api.auth_check(repo_id, repo_type=repo_type, write=True)
+        except RepositoryNotFoundError:  # it will be made
+            _check_owner(repo_id, user, token)
+            is_public = False
     except InputError:
         raise
-    except RepositoryNotFoundError:
-        return  # it will be made
-    except Exception as error:  # as above
-        raise InputError(f"--push_to_hub: {NO_LOGIN} ({_reason(error)})") from error
+    except HFValidationError as error:
+        what = "choose one with --hub_model_id (`ptft push`: --repo_id)"
+        raise InputError(f"{repo_id} cannot be the name of a repository; {what} ({one_line(error)})") from error
+    except OfflineModeIsEnabled as error:
+        raise InputError("HF_HUB_OFFLINE is set, and nothing can be pushed; unset it") from error
+    except Exception as error:  # the client raises many kinds
+        if isinstance(error, HfHubHTTPError) and error.response.status_code == 403:
+            raise InputError(f"you may not write to {repo_id} ({_reason(error)})") from error
+        raise InputError(f"{NO_LOGIN} ({_reason(error)})") from error
+    if private and is_public:
+        raise InputError(f"{repo_id} {PUBLIC}")
+    return repo_id
+
+
+def repository_name(training_args) -> str:
+    """Return where a run is to be pushed: `--hub_model_id`, or else the name of its folder."""
+    return training_args.hub_model_id or Path(training_args.output_dir).absolute().name
+
+
+def make_repository(repo_id: str, private: bool, repo_type: str = "model") -> str:
+    """Make a repository unless it is there, and return its id with the owner.
+
+    Raises:
+        PushError: It must be private, and there is a public one.
+        Exception: Of the client.
+    """
+
+    def make() -> tuple[str, bool]:
+        found = HfApi().create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True).repo_id
+        # One that existed is taken as it is. Without `timeout` this request has none, whatever that of the client.
+        return found, HfApi().repo_info(found, repo_type=repo_type, timeout=SILENCE).private
+
+    found, is_private = _persistently(make)
+    if private and not is_private:
+        raise PushError(f"{found} {PUBLIC}; nothing was pushed")
+    return found
+
+
+def push_files(repo_id: str, files: dict[str, bytes | Path], message: str, repo_type: str = "model") -> str:
+    """Commit files to the main branch of a repository that exists, and compare their checksums afterwards.
+
+    Each try begins with a look at what is there, and builds on the commit that it has seen: where the answer to a
+    commit was lost, none is made twice. The client by itself repeats no commit (LFS), or repeats it blindly (Xet).
+
+    Args:
+        repo_id: With its owner.
+        files: By their path in the repository.
+        message: Of the commit.
+        repo_type: `model` or `dataset`.
+
+    Returns:
+        The address of the commit that has them all.
+
+    Raises:
+        Exception: Of the client; a RuntimeError if something else arrived than was sent.
+    """
+    api, sums = HfApi(), {name: _checksums(content) for name, content in files.items()}
+    kind = {"repo_id": repo_id, "repo_type": repo_type}
+
+    def push() -> str:
+        head = api.repo_info(**kind, timeout=SILENCE)
+        commit = head.sha
+        # Of an earlier run: whole weights are taken before shards, and an adapter before a model.
+        stale = _weights(sibling.rfilename for sibling in head.siblings or ()) - _weights(files)
+        stale = sorted(stale) if _weights(files) else []
+        if stale or _differing(api, kind, commit, sums):
+            operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+            operations += [CommitOperationDelete(name) for name in stale]
+            commit = api.create_commit(**kind, operations=operations, commit_message=message, parent_commit=commit).oid
+            if wrong := _differing(api, kind, commit, sums):
+                raise RuntimeError(f"{', '.join(wrong)} arrived otherwise than sent")
+        return f"{api.endpoint}/{'datasets/' * (repo_type == 'dataset')}{repo_id}/commit/{commit}"
+
+    return _persistently(push)
+
+
+def _persistently(attempt: Callable[[], Any]) -> Any:
+    """Return what an attempt returns that is safe to repeat, after others that failed for reasons that may pass."""
+    start = time.monotonic()
+    for pause in (*PAUSES, None):
+        try:
+            return attempt()
+        except Exception as error:
+            if pause is None or not _may_pass(error) or time.monotonic() - start > 5 * SILENCE:
+                raise
+            logger.warning("the Hub: %s; once more in %.0f s", _reason(error), pause)
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _push(output_dir: Path, repo_id: str, private: bool) -> str:
+    """Push what of a run may leave the machine, and say how to try again if that fails."""
+    _limit_waiting()
+    try:
+        repo_id = make_repository(repo_id, private)
+        results = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
+        if (output_dir / "README.md").exists():
+            card = ModelCard.load(output_dir / "README.md").data
+            if TAG in (card.tags or ()):  # else somebody has written another one
+                write_model_card(output_dir, results, card.pipeline_tag, repo_id)
+        files = outgoing_files(output_dir)
+        run = results["run"]
+        message = f"{run['recipe']} of ptft-recipes {run['versions']['ptft-recipes']}, seed {run['seed']}"
+        url = push_files(repo_id, files, message)
+    except PushError:
+        raise
+    except Exception as error:  # the client raises many kinds, and none of them may look like success
+        retry = ["ptft", "push", str(output_dir), "--repo_id", repo_id, *([] if private else ["--public"])]
+        what = f"the push to {repo_id} failed ({_reason(error)}); everything is in {output_dir}"
+        raise PushError(f"{what}. Retry: {shlex.join(retry)}") from error
+    logger.info("pushed %d files, whose checksums agree: %s", len(files), url)
+    return url
+
+
+def _check_owner(repo_id: str, user: dict[str, Any], token: dict[str, Any]) -> None:
+    """Raise an InputError unless the user may make a repository of that name."""
+    owners = [user["name"], *(org["name"] for org in user.get("orgs", []) if org.get("roleInOrg") != "read")]
+    if (owner := repo_id.partition("/")[0]) not in owners:
+        raise InputError(f"{repo_id}: you can push to {', '.join(owners)}, not to {owner}")
+    scopes = token.get("fineGrained", {}).get("scoped", [])
+    may = {right for scope in scopes if scope["entity"].get("name") == owner for right in scope["permissions"]}
+    if token.get("role") == "fineGrained" and "repo.write" not in may:
+        raise InputError(
+            f"{repo_id}: the token may not make repositories of {owner}; give it the right to, at the Hub"
+        )
+
+
+def _checksums(content: bytes | Path) -> tuple[str, str]:
+    """Return the sha256, by which the Hub knows large files, and the sha1 of git, by which it knows small ones."""
+    size = len(content) if isinstance(content, bytes) else content.stat().st_size
+    sha256, sha1 = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size)
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+        while part := file.read(2**20):
+            sha256.update(part)
+            sha1.update(part)
+    return sha256.hexdigest(), sha1.hexdigest()
+
+
+def _weights(names: Iterable[str]) -> set[str]:
+    return {name for name in filter_repo_objects(names, allow_patterns=list(WEIGHTS)) if "/" not in name}
+
+
+def _differing(api: HfApi, kind: dict[str, str], revision: str, sums: dict[str, tuple[str, str]]) -> list[str]:
+    """Return which files are not in a commit as they should be."""
+    found = {file.path: file for file in api.get_paths_info(**kind, paths=list(sums), revision=revision)}
+    remote = {name: (file.lfs.sha256, None) if file.lfs else (None, file.blob_id) for name, file in found.items()}
+    return [name for name, known in sums.items() if not set(known) & set(remote.get(name, ()))]
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Tell whether what failed may go well in a moment: not where the Hub has said no."""
+    while error is not None:  # the client wraps what happens to a large file
+        if isinstance(error, HfHubHTTPError):
+            status = error.response.status_code
+            return status >= 500 or status in TRY_AGAIN
+        if isinstance(error, PushError | ValueError | FileNotFoundError | OfflineModeIsEnabled):
+            return False
+        error = error.__cause__
+    return True
 
 
 def _client_with_timeout():
@@ -122,10 +284,12 @@ def _client_with_timeout():
 
 
 def _limit_waiting() -> None:
-    """Give the client timeouts: in Python it has none, and in Rust many minutes of tries."""
+    """Give the client timeouts: in Python it has none, and in Rust many minutes of tries; it reads these once."""
     set_client_factory(_client_with_timeout)
-    os.environ.setdefault("HF_XET_CLIENT_READ_TIMEOUT", f"{SILENCE:.0f}s")
-    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_DURATION", f"{SILENCE:.0f}s")
+    for name, value in {
+        "READ_TIMEOUT": f"{SILENCE:.0f}s", "RETRY_MAX_DURATION": f"{SILENCE:.0f}s", "RETRY_MAX_ATTEMPTS": "2",
+    }.items():  # fmt: skip
+        os.environ.setdefault(f"HF_XET_CLIENT_{name}", value)
 
 
 def _reason(error: Exception) -> str:

@@ -12,7 +12,7 @@ from huggingface_hub import SpaceCardData
 
 from ptft_recipes import demo
 from ptft_recipes.errors import InputError, one_line
-from ptft_recipes.hub import pushed_files
+from ptft_recipes.outgoing import pushed_files
 from ptft_recipes.tag_schemes import BILOU
 
 GRADIO = "6.0.0"  # the version that the demos were tried with

@@ -5,7 +5,6 @@ import math
 import os
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,14 @@ from transformers import ProgressCallback, TrainingArguments, default_data_colla
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import nested_concat
-from transformers.trainer_utils import set_seed
+from transformers.trainer_utils import HubStrategy, set_seed
 
 from ptft_recipes import features
 from ptft_recipes.acceleration import LengthGroupedSampler, take_fast_path, use_all_cores
 from ptft_recipes.adapters import AdaLoraCallback
+from ptft_recipes.checkpoint_uploads import CheckpointUploads
 from ptft_recipes.errors import InputError, nearest
-from ptft_recipes.hub import check_login
+from ptft_recipes.hub import check_login, repository_name
 from ptft_recipes.logs import LogCallback, configure_logging
 from ptft_recipes.merging import fold_adapter
 from ptft_recipes.metrics import LOWER_IS_BETTER
@@ -60,7 +60,7 @@ def start_run(
     Raises:
         InputError: The processes do not train together, one process has several GPUs, the output folder is in use or
             cannot be written, a tracker is not installed, a token stands on the command line, or there is no login
-            for `--push_to_hub`.
+            or no right to push for `--push_to_hub`.
     """
     configure_logging(training_args)
     if training_args.world_size != (wanted := int(os.environ.get("WORLD_SIZE", 1))):
@@ -72,9 +72,10 @@ def start_run(
         )
     if training_args.hub_token:
         raise InputError("--hub_token would be saved with the run; use `hf auth login` or the variable HF_TOKEN")
+    if training_args.hub_revision:
+        raise InputError("--hub_revision: a run is pushed to the main branch of its repository only")
     if training_args.push_to_hub and training_args.should_save:
-        name = training_args.hub_model_id or Path(training_args.output_dir).absolute().name
-        check_login(name, training_args.hub_private_repo is not False)
+        check_login(repository_name(training_args), training_args.hub_private_repo is not False)
     for callback in _trackers(training_args):
         try:
             callback()
@@ -109,7 +110,8 @@ class RecipeTrainer(SealedTrainer):
     - Evaluating before training no longer keeps the processes from averaging their gradients.
     - Trainer's `eval_loss` is a mean of batch means; here it is the mean over all items, none counted twice.
     - Trainer shows a nan loss as the running mean and finishes; here training stops before the weights change.
-    - `--push_to_hub` acts once, at the end, by `ptft_recipes.hub.publish`, instead of uploading `output_dir` as it is.
+    - `--push_to_hub` pushes by a list of files, at the end by `ptft_recipes.hub.publish` and with `--hub_strategy` at
+      each save, instead of uploading `output_dir` as it is; an upload in the background that fails is told.
     """
 
     _initial_global_step = 0  # Trainer sets it when training starts
@@ -129,6 +131,8 @@ class RecipeTrainer(SealedTrainer):
             logger.info("fast path: %s (--stock: without)", ", ".join(take_fast_path(self.model, self.args)))
         self.tuning_args = tuning_args or TuningArguments()
         self.push_at_end, self.args.push_to_hub = self.args.push_to_hub, False
+        pushes_checkpoints = self.push_at_end and self.args.hub_strategy != HubStrategy.END and self.args.should_save
+        self.checkpoint_uploads = CheckpointUploads(self.args) if pushes_checkpoints else None
         self.parameter_counts = count_parameters(self.model)  # of the training, whatever becomes of the model later
         self.plain_loss_func = self.compute_loss_func
         if self.compute_loss_func is None:
@@ -234,6 +238,11 @@ class RecipeTrainer(SealedTrainer):
         self.model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         vars(self.model).pop("_is_accelerate_prepared", None)
         return super().train(*args, **kwargs)
+
+    def _seal_and_rotate(self, folder, best):
+        if self.checkpoint_uploads:
+            self.checkpoint_uploads.start(folder)
+        super()._seal_and_rotate(folder, best)
 
     def save_model(self, output_dir=None, _internal_call=False):
         """Save model and tokenizer; with `--merge_adapter` the adapter is folded into the model before."""

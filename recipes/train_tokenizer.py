@@ -23,6 +23,7 @@ from ptft_recipes.data import DatasetArguments
 from ptft_recipes.embeddings import check_extended, extend_checkpoint, find_weights, write_config
 from ptft_recipes.errors import InputError
 from ptft_recipes.fertility import compare_tokenizers, write_tokenizer_results
+from ptft_recipes.hub import push_run
 from ptft_recipes.modeling import ModelArguments, load_tokenizer
 from ptft_recipes.provenance import describe_stage
 from ptft_recipes.training import start_run
@@ -52,6 +53,7 @@ class DataArguments(DatasetArguments):
     )
     vocab_size: int = field(default=8000, metadata={"help": "of a tokenizer that is trained anew"})
     lowercase: bool = field(default=True, metadata={"help": "of a tokenizer that is trained anew"})
+    push_to_hub: bool = field(default=False, metadata={"help": "to a private repository named like output_dir"})
 
 
 def keep_word(word):
@@ -62,7 +64,8 @@ def keep_word(word):
 def main(argv=None):
     # 1. Arguments: the defaults above, then --config, then flags.
     model_args, data_args, config = parse_args((ModelArguments, DataArguments), DEFAULTS, argv, __doc__)
-    run = start_run(__file__, config, model_args, TrainingArguments(data_args.output_dir, use_cpu=True))
+    training_args = TrainingArguments(data_args.output_dir, use_cpu=True, push_to_hub=data_args.push_to_hub)
+    run = start_run(__file__, config, model_args, training_args)
     if run["processes"] > 1:
         raise InputError("a tokenizer is trained by one process; start it with python, not with accelerate launch")
 
@@ -94,8 +97,11 @@ def main(argv=None):
     metrics = compare_tokenizers(base, tokenizer, {name: text for name, text in texts.items() if "test" in name})
     run["vocabulary"] = {"before": len(base), "after": len(tokenizer)}
 
-    # 6. Publish: results.json, beside what the next recipe loads.
-    return write_tokenizer_results(data_args.output_dir, metrics, run)
+    # 6. Publish: results.json, beside what the next recipe loads; and with --push_to_hub the folder.
+    results = write_tokenizer_results(data_args.output_dir, metrics, run)
+    if data_args.push_to_hub:
+        push_run(data_args.output_dir)
+    return results
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Nothing that comes as data runs as code, no secret is written down, and a push that failed is no success.
+"""Nothing that comes as data runs as code, and no secret is written down. What a push does: tests/hub.
 
 Every file that could run code has a payload that makes a folder. The first test sees that the payload works.
 """
@@ -12,17 +12,15 @@ import lzma
 import os
 import pickle
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
 import time
 import zipfile
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import huggingface_hub.constants
 import pytest
@@ -30,12 +28,9 @@ import torch
 import transformers.dynamic_module_utils
 from conftest import ROOT, TOPICS, load_recipe, topic_rows, write_csv
 from datasets import Dataset, DatasetDict
-from huggingface_hub.utils._http import default_client_factory
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from reliability.failing_hub import failing_hub
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ptft_recipes import hub
 from ptft_recipes.adapters import parse_kwargs
 from ptft_recipes.checkpoints import MANIFEST, read_manifest, seal_checkpoint
 from ptft_recipes.cli import parse_args
@@ -44,6 +39,7 @@ from ptft_recipes.embeddings import find_weights
 from ptft_recipes.errors import InputError, PushError
 from ptft_recipes.merging import check_adapters
 from ptft_recipes.modeling import ModelArguments, load_model, load_tokenizer
+from ptft_recipes.outgoing import pushed_files
 from ptft_recipes.reading import SUFFIXES, read_rows, stream_documents
 from ptft_recipes.saved_adapters import load_adapter
 
@@ -605,7 +601,7 @@ def test_a_checkpoint_whose_weights_are_a_pickle_is_not_gone_on_from(interrupted
 
 def test_no_pickle_no_data_and_no_link_is_on_the_list(runs, tmp_path):
     folder = Path(shutil.copytree(runs / "full", tmp_path / "run"))
-    wanted = hub.pushed_files(folder)
+    wanted = pushed_files(folder)
     assert {"README.md", "model.safetensors", "config.json", "results.json", "tokenizer.json"} <= {*wanted}
     more = [".env", ".git/config", ".netrc", "id_rsa", "token", "train.csv", "predictions/more.jsonl", "notes.md",
             "pytorch_model.bin", "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "model.pkl",
@@ -617,7 +613,7 @@ def test_no_pickle_no_data_and_no_link_is_on_the_list(runs, tmp_path):
         (folder / name).write_bytes(pickle.dumps(LOGIN))
     (folder / "link.txt").symlink_to("/etc/passwd")
     (folder / "checkpoint-7").symlink_to(runs / "lora")
-    assert hub.pushed_files(folder) == wanted
+    assert pushed_files(folder) == wanted
     assert not [name for name in wanted if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
     for name in wanted:
         assert not zipfile.is_zipfile(folder / name)
@@ -633,7 +629,7 @@ def test_a_link_is_not_followed_to_the_hub(tmp_path, name):
     (folder / name).parent.mkdir(parents=True)
     (folder / name).symlink_to(secret / ("id_rsa" if "." in name else "deep"))
     with pytest.raises(PushError, match="is a link, and could lead to anything; nothing was pushed") as caught:
-        hub.pushed_files(folder)
+        pushed_files(folder)
     one_line(caught)
 
 
@@ -641,153 +637,27 @@ def test_the_run_itself_may_lie_behind_a_link(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "config.json").write_text("{}")
     (tmp_path / "run").symlink_to(tmp_path / "disk")
-    assert hub.pushed_files(tmp_path / "run") == ["config.json"]
-
-
-@contextmanager
-def client_of(url):
-    """Let the Hub's client, in this process, talk to that Hub."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        patch.setattr(hub, "HfApi", partial(huggingface_hub.HfApi, endpoint=url, token="hf_test"))
-        patch.setattr(hub, "SILENCE", 0.5)
-        for name in ("READ_TIMEOUT", "RETRY_MAX_DURATION"):
-            patch.setenv(f"HF_XET_CLIENT_{name}", "500ms")
-        patch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between the client's retries
-        yield patch
-    huggingface_hub.set_client_factory(default_client_factory)
-
-
-def finished_run(runs, tmp_path, **arguments):
-    """Return a copy of a finished run, what `publish` wants of its trainer, and its results."""
-    folder = Path(shutil.copytree(runs / "full", tmp_path / "run"))
-    arguments = {"output_dir": str(folder), "hub_model_id": "mine", "hub_private_repo": None} | arguments
-    trainer = SimpleNamespace(args=SimpleNamespace(**arguments), push_at_end=True, is_world_process_zero=lambda: True)
-    return folder, trainer, json.loads((folder / "results.json").read_text())
-
-
-def test_a_push_sends_what_is_on_the_list(runs, tmp_path):
-    folder, trainer, results = finished_run(runs, tmp_path)
-    (folder / ".env").write_text(LOGIN)
-    with failing_hub() as (url, seen), client_of(url):
-        hub.publish(trainer, results, "text-classification")
-    sent = [body for _, path, body in seen if "/commit/" in path]
-    lines = [json.loads(line) for body in sent for line in body.splitlines()]
-    assert sorted(line["value"]["path"] for line in lines if line["key"] == "file") == hub.pushed_files(folder)
-    assert not [name for body in sent for name in (LOGIN.encode(), b"optimizer", b"training_args.bin") if name in body]
-    assert [json.loads(body)["visibility"] for _, path, body in seen if path == "/api/repos/create"] == ["private"]
-
-
-FAULTS = [(fault, at) for at in ("/repos/create", "/api/models/me/mine", "/commit/") for fault in ("500", "stall")]
-FAULTS += [("403", "/repos/create"), ("stall", "validate-yaml"), ("stall", "/preupload/"), ("reset", "/commit/")]
-
-
-@pytest.mark.parametrize(("fault", "at"), FAULTS)
-def test_a_push_that_fails_is_told_and_keeps_everything(runs, tmp_path, fault, at):
-    folder, trainer, results = finished_run(runs, tmp_path)
-    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "README.md"}
-    start = time.perf_counter()
-    with failing_hub(fault, at) as (url, _), client_of(url), pytest.raises(PushError) as caught:
-        hub.publish(trainer, results, "text-classification")
-    assert time.perf_counter() - start < 30
-    message = one_line(caught)
-    assert "hf_test" not in message
-    command = shlex.split(message.partition("Retry: ")[2])
-    assert command[:2] == ["hf", "upload"]
-    assert command[2] in ("mine", "me/mine")
-    assert command[3:6] == [str(folder), ".", "--private"]
-    assert command[7::2] == hub.pushed_files(folder)
-    assert {*command[6::2]} == {"--include"}
-    assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.name in before}
-    AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
-
-
-def test_what_became_public_gets_nothing(runs, tmp_path):
-    _, trainer, results = finished_run(runs, tmp_path)
-    with failing_hub(public=["me/mine"]) as (url, seen), client_of(url), pytest.raises(PushError, match="is public"):
-        hub.publish(trainer, results, "text-classification")
-    assert not [path for _, path, _ in seen if "upload" in path or "commit" in path]
-
-
-@pytest.mark.parametrize(
-    ("server", "repo_id", "message"),
-    [
-        ({"fault": "401", "at": "whoami"}, "mine", "no login at the Hub"),
-        ({"fault": "reset", "at": "whoami"}, "mine", "no login at the Hub"),
-        ({"fault": "stall", "at": "whoami"}, "mine", "no login at the Hub"),
-        ({"role": "read"}, None, "the token may only read"),
-        ({}, "google/mine", "you can push to me, lab, not to google"),
-        ({"public": ["me/mine"]}, "mine", "me/mine is public already; pass --hub_private_repo false"),
-    ],
-)
-def test_no_login_and_no_rights_are_told_before_compute(server, repo_id, message):
-    with failing_hub(**server) as (url, _), client_of(url), pytest.raises(InputError, match=message) as caught:
-        hub.check_login(repo_id)
-    one_line(caught)
-
-
-def test_a_login_with_rights_is_enough():
-    with failing_hub(public=["me/open"]) as (url, seen), client_of(url):
-        for repo_id in (None, "mine", "me/mine", "lab/ours"):
-            hub.check_login(repo_id)
-        hub.check_login("open", private=False)
-    assert {method for method, _, _ in seen} == {"GET"}, "nothing is created before the run is through"
+    assert pushed_files(tmp_path / "run") == ["config.json"]
 
 
 # The real thing, as a command
 
 
-def command(recipe, *flags, url=None, home=None, silence=None, **kwargs):
+def command(recipe, *flags, home, **kwargs):
     """Run a recipe as its own process with a clean environment, and return it when it has ended."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    environment |= {"HF_HOME": str(home), "HF_HUB_OFFLINE": "0" if url else "1", "OMP_NUM_THREADS": "1"}
-    environment |= {"HF_ENDPOINT": url, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1"} if url else {}
-    start = [str(ROOT / "recipes" / f"{recipe}.py")]
-    if silence:  # 60 seconds are too long for a test
-        patch = f"import sys, runpy; from ptft_recipes import hub; hub.SILENCE = {silence}; sys.argv = sys.argv[1:]; "
-        start = ["-c", patch + "runpy.run_path(sys.argv[0], run_name='__main__')", *start]
+    environment |= {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     flags = [*map(str, flags), "--bf16", "false", "--use_cpu", "true", "--disable_tqdm", "true"]
     environment |= kwargs.pop("environment", {})
     kwargs = {"capture_output": True, "text": True, "timeout": 120} | kwargs
-    return subprocess.run([sys.executable, *start, *flags], env=environment, check=False, **kwargs)
+    recipe = str(ROOT / "recipes" / f"{recipe}.py")
+    return subprocess.run([sys.executable, recipe, *flags], env=environment, check=False, **kwargs)
 
 
 def small_run(checkpoint, topics, output_dir):
     files = [token for split, path in topics.items() for token in (f"--{split}_file", path)]
     flags = ["--model_name_or_path", checkpoint, "--output_dir", output_dir, "--max_length", 32, "--max_steps", 2]
     return [*flags, "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false", *files]
-
-
-@pytest.mark.parametrize(("fault", "at"), [
-    pytest.param("500", "/commit/", marks=pytest.mark.slow),
-    pytest.param("500", "/preupload/", marks=pytest.mark.slow),  # the client tries five times more
-    pytest.param("reset", "/commit/", marks=pytest.mark.slow),
-    pytest.param("stall", "/commit/", marks=pytest.mark.slow),
-    pytest.param("500", "/xet-write-token/", marks=pytest.mark.slow),  # the Xet protocol: in Rust
-    pytest.param("stall", "/xet-write-token/", marks=pytest.mark.slow),
-])  # fmt: skip
-def test_a_run_whose_push_fails_exits_with_5(checkpoint, topics, tmp_path, fault, at):
-    flags = [*small_run(checkpoint, topics, tmp_path / "run"), "--push_to_hub", "true", "--hub_model_id", "mine"]
-    xet = {"HF_HUB_DISABLE_XET": "0"} if "xet" in at else {}
-    with failing_hub(fault, at, upload_mode="lfs" if xet else "regular") as (url, seen):
-        done = command("finetune_cls", *flags, url=url, home=tmp_path / "home", silence=2, environment=xet)
-    assert done.returncode == 5, done.stderr
-    assert re.search(r"finetune_cls.py: error: the push to me/mine failed .* Retry: hf upload me/mine", done.stderr)
-    assert "Traceback" not in done.stderr
-    assert any(at in path for _, path, _ in seen)
-    assert (tmp_path / "run" / "results.json").exists()
-    AutoModelForSequenceClassification.from_pretrained(tmp_path / "run", use_safetensors=True)
-    assert files_with(["hf_test"], tmp_path)[0] == []
-
-
-@pytest.mark.slow
-def test_no_rights_exit_with_2_before_compute(checkpoint, topics, tmp_path):
-    flags = [*small_run(checkpoint, topics, tmp_path / "run"), "--push_to_hub", "true"]
-    with failing_hub(role="read") as (url, _):
-        done = command("finetune_cls", *flags, url=url, home=tmp_path / "home")
-    assert done.returncode == 2
-    assert "the token may only read" in done.stderr
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
