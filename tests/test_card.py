@@ -206,14 +206,6 @@ class TestNothingOfThisMachine:
         assert "- general.txt=0.2\n" in text
         assert "| a | 0.500 |" in text
 
-    def test_the_card_of_a_real_run_names_no_folder_of_it(self, run_cls, tmp_path, checkpoint):
-        run_cls(max_steps=1)
-        text = (tmp_path / "run" / "README.md").read_text()
-        assert str(tmp_path) not in text
-        assert str(checkpoint) not in text
-        check_front_matter(ModelCard.load(tmp_path / "run" / "README.md"))
-        assert "Wh, an estimate, not measured: 1 core at 12 W at full load" in text
-
 
 NAMES = ["a|b", "`x`", "<script>alert(1)</script>", "new\nline", "*bold* _and_ [link](x)", "a&lt;b", "[x]\\|", "---"]
 
@@ -333,12 +325,19 @@ class TestUse:
         run_card(tmp_path / "run")
         assert re.search(printed, capsys.readouterr().out)
 
-    def test_the_code_of_a_bottleneck_adapter_runs(self, run_cls, checkpoint, tmp_path, capsys):
+    def test_the_code_of_a_bottleneck_adapter_runs_and_the_card_names_no_folder(
+        self, run_cls, checkpoint, tmp_path, capsys
+    ):
         run_cls("--tuning_kwargs", "reduction_factor=4", tuning="bottleneck", max_steps=1)
         capsys.readouterr()
         names = run_card(tmp_path / "run", checkpoint)
         assert "'label': " in capsys.readouterr().out
         assert names["model"].peft_config["default"].peft_type == "BOTTLENECK"
+        text = (tmp_path / "run" / "README.md").read_text()
+        assert str(tmp_path) not in text
+        assert str(checkpoint) not in text
+        check_front_matter(ModelCard.load(tmp_path / "run" / "README.md"))
+        assert "Wh, an estimate, not measured: 1 core at 12 W at full load" in text
 
 
 @pytest.mark.parametrize("module", [card_module, card_metadata, limitations, provenance])
