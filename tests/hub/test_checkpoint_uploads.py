@@ -16,13 +16,16 @@ STEPS = [4, 8]
 STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "training_args.bin", "manifest.json")
 
 
+@pytest.mark.slow
 def test_at_the_end_only_unless_asked(hub, run_cls):
     run_cls(**OPTIONS)
     assert len(commits(hub)) == 2
 
 
 @pytest.mark.parametrize(("strategy", "folders"), [
-    ("every_save", set()), ("checkpoint", {"last-checkpoint"}), ("all_checkpoints", {"checkpoint-4", "checkpoint-8"}),
+    pytest.param("every_save", set(), marks=pytest.mark.slow),
+    pytest.param("checkpoint", {"last-checkpoint"}, marks=pytest.mark.slow),
+    ("all_checkpoints", {"checkpoint-4", "checkpoint-8"}),
 ])  # fmt: skip
 def test_each_checkpoint_is_pushed_and_told(hub, run_cls, tmp_path, strategy, folders, library_log):
     run_cls(hub_strategy=strategy, **OPTIONS)
@@ -43,6 +46,7 @@ def test_each_checkpoint_is_pushed_and_told(hub, run_cls, tmp_path, strategy, fo
         assert all(torch.equal(weight, last.state_dict()[name]) for name, weight in found.state_dict().items())
 
 
+@pytest.mark.slow
 def test_an_upload_that_fails_is_told_and_training_goes_on(hub, run_cls, caplog, library_log):
     hub.fail("POST", "/commit/", 403)
     run_cls(hub_strategy="every_save", **OPTIONS)
@@ -58,6 +62,7 @@ def test_a_checkpoint_that_was_to_be_kept_and_is_not_there_is_no_success(hub, ru
     assert "README.md" in hub.repository("me/mine").head().files
 
 
+@pytest.mark.slow
 def test_training_does_not_wait_for_the_hub(hub, run_cls, caplog, library_log, monkeypatch):
     monkeypatch.setattr("ptft_recipes.hub.SILENCE", 3.0)
     hub.fail("POST", "/commit/", "stall")

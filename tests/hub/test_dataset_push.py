@@ -19,8 +19,7 @@ def topic_splits(topics):
     return load_splits(data_args, ["text"], "label")
 
 
-@pytest.mark.parametrize("protocol", ["lfs", "xet"])
-@pytest.mark.parametrize("kind", ["topics", "tagged"])
+@pytest.mark.parametrize(("kind", "protocol"), [("topics", "xet"), ("tagged", "lfs")])
 def test_splits_are_pushed_and_come_back(hub, kind, topics, tagged, tmp_path):
     if kind == "topics":
         raw, report = topic_splits(topics)

@@ -40,7 +40,7 @@ def test_a_model(hub, run, tmp_path):
     assert sorted(model.config.label2id) == ["markets", "science", "sports"]
 
 
-@pytest.mark.parametrize("method", ADAPTERS)
+@pytest.mark.parametrize("method", ["lora", pytest.param("bottleneck", marks=pytest.mark.slow)])
 def test_an_adapter(hub, method, checkpoint, topics, tmp_path):
     flags = ["--tuning", method, "--tuning_kwargs", *ADAPTERS[method], "--learning_rate", "0.01"]
     run = train("finetune_cls", checkpoint, topics, tmp_path / "mine", *flags)
