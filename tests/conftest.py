@@ -201,10 +201,13 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture
 def library_log(caplog, monkeypatch):
-    """What the library logs: a run before may have taken its logger out of pytest's hands."""
-    monkeypatch.setattr(logging.getLogger("ptft_recipes"), "propagate", True)
+    """What the library logs, whose logger a run takes out of pytest's hands."""
+    logger = logging.getLogger("ptft_recipes")
+    monkeypatch.setattr(logger, "propagate", False)
     caplog.set_level("INFO", "ptft_recipes")
-    return caplog
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 def cut_off(whole: Path, after: int, folder: Path) -> None:
