@@ -41,7 +41,7 @@ def start(code, *arguments, env, silence=None, **kwargs) -> subprocess.Popen:
 
 
 def finish(process) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 
