@@ -158,7 +158,7 @@ def test_the_demo_is_an_untrained_electra_with_the_tokenizer_of_bert():
 def test_new_weights_have_no_past(run_rtd, tmp_path):
     results = run_rtd("--from_scratch", max_steps=1)
     assert [stage["from_scratch"] for stage in results["run"]["lineage"]] == [True]
-    assert "trained from new weights in the architecture of" in (tmp_path / "rtd" / "README.md").read_text()
+    assert "Trained from new weights in the architecture of" in (tmp_path / "rtd" / "README.md").read_text()
 
 
 def test_a_model_that_is_not_electra_is_refused_before_compute(run_rtd, checkpoint, tmp_path):
