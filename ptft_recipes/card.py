@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from huggingface_hub import ModelCard
 from ptft_recipes.card_metadata import describe
 from ptft_recipes.card_usage import usage
 from ptft_recipes.errors import one_line
-from ptft_recipes.evaluation import predicts_test_split, split_by_class
+from ptft_recipes.evaluation import format_score, predicts_test_split, split_by_class
 from ptft_recipes.labels import REGRESSION
 from ptft_recipes.limitations import count_labels, find_limitations
-from ptft_recipes.markdown import code, escape, fenced, rounded, score, table
+from ptft_recipes.markdown import code, escape, fenced, rounded, table
 from ptft_recipes.provenance import portable
 from ptft_recipes.reporting import dump_yaml, write_text
 
@@ -30,6 +31,7 @@ PRETRAINING_TASKS = ("fill-mask", "feature-extraction")
 NOT_SHOWN = (
     "output_dir", "run_name", "push_to_hub", "disable_tqdm", "hub_model_id", "hub_private_repo", "hub_strategy",
 )  # fmt: skip
+_score = partial(format_score, number=rounded)
 COUNTED = {"truncated_rows": "truncated", "tokens": "tokens", "blocks": "blocks", "windows": "windows"}
 
 
@@ -123,10 +125,10 @@ def _results_table(metrics: dict[str, Any], run: dict[str, Any], counts: Mapping
     if any(name.partition("/")[0].endswith("_before") for name in metrics):
         return intro.replace("rows", "documents") + _before_and_after(metrics, run["data"]["name"])
     overall, by_class = split_by_class(metrics)
-    text = intro + table(["metric", "test"], ([escape(name), score(found)] for name, found in overall.items()))
+    text = intro + table(["metric", "test"], ([escape(name), _score(found)] for name, found in overall.items()))
     if by_class:
         kinds = list(next(iter(by_class.values())))
-        rows = [[escape(label), *(score(scores[kind]) for kind in kinds)] for label, scores in by_class.items()]
+        rows = [[escape(label), *(_score(scores[kind]) for kind in kinds)] for label, scores in by_class.items()]
         if counts:
             kinds = [*kinds, "test examples"]
             rows = [[*row, f"{counts.get(label, 0):,}"] for row, label in zip(rows, by_class, strict=True)]
@@ -141,7 +143,7 @@ def _before_and_after(metrics: dict[str, Any], name: str) -> str:
         metric, _, text = key.partition("/")
         base, when, _ = metric.rpartition("_before")
         kind = base if when else metric.removesuffix("_after")
-        rows.setdefault((text or portable(name), kind), {})["before" if when else "after"] = score(found)
+        rows.setdefault((text or portable(name), kind), {})["before" if when else "after"] = _score(found)
     cells = [[escape(a), escape(b), row.get("before", ""), row.get("after", "")] for (a, b), row in rows.items()]
     headings = ["text", "metric", "before", "after"]
     several = len({text for text, _ in rows}) > 1
@@ -154,7 +156,7 @@ def _merged_table(merged: dict[str, Any]) -> str:
     folders = [name for name in merged if os.path.isabs(name)]
     common = os.path.commonpath(map(os.path.dirname, folders)) if folders else ""
     shown = {name: Path(os.path.relpath(name, common)).as_posix() if name in folders else name for name in merged}
-    rows = ([escape(shown[name]), *(score(scores[metric]) for metric in metrics)] for name, scores in merged.items())
+    rows = ([escape(shown[name]), *(_score(scores[metric]) for metric in metrics)] for name, scores in merged.items())
     return "On the validation split:\n\n" + table(["model", *metrics], rows)
 
 

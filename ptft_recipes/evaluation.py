@@ -266,7 +266,7 @@ def split_by_class(metrics: dict[str, dict]) -> tuple[dict[str, dict], dict[str,
     return {name: score for name, score in metrics.items() if "/" not in name}, by_class
 
 
-def format_score(score: dict[str, Any]) -> str:
+def format_score(score: dict[str, Any], number: Callable[[float], str] = "{:.3f}".format) -> str:
     """Return a score with its interval.
 
     >>> format_score({"value": 0.7213, "ci95": [0.7071, 0.7355], "n": 3740})
@@ -275,7 +275,7 @@ def format_score(score: dict[str, Any]) -> str:
     if score["value"] is None:
         return "undefined"
     low, high = score["ci95"]
-    return f"{score['value']:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else "")
+    return number(score["value"]) + (f" [{number(low)}, {number(high)}]" if low is not None else "")
 
 
 def log_results(results: dict[str, Any], output_dir: Path) -> None:

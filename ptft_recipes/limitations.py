@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ptft_recipes.evaluation import predicts_test_split, split_by_class
-from ptft_recipes.markdown import code, rounded, score
+from ptft_recipes.evaluation import format_score, predicts_test_split, split_by_class
+from ptft_recipes.markdown import code, rounded
 from ptft_recipes.tag_schemes import PLAIN, strict_entities
 
 WIDE = 0.05  # half of an interval, as a share of the score
@@ -59,7 +59,7 @@ def _of_the_test(metrics: dict[str, Any], run: dict[str, Any]) -> list[str]:
     main = main if main in scored else next(iter(scored), None)
     if main and (half := _half_width(scored[main])) > WIDE * abs(scored[main]["value"]):
         of = f"{scored[main]['n']:,} test {'documents' if 'blocks' in _counts(data, 'test') else 'rows'}"
-        found.append(f"{of} tell {code(main)} only to about ±{rounded(half)}: {score(scored[main])}.")
+        found.append(f"{of} tell {code(main)} only to about ±{rounded(half)}: {format_score(scored[main], rounded)}.")
     if "blocks" in _counts(data, "test") and data["rows"]["test"] == 1:
         found.append("A single test document: the intervals are over its blocks, which are not independent.")
     if undefined := [code(name) for name in overall if name not in scored]:
@@ -78,7 +78,8 @@ def _of_the_test(metrics: dict[str, Any], run: dict[str, Any]) -> list[str]:
         metric, _, text = name.partition("/")
         if text and metric == "perplexity_ratio" and each["ci95"][0] is not None and each["ci95"][0] > 1:
             found.append(
-                f"The model knows less of {code(text)} than before: its perplexity is {score(each)} times as high."
+                f"The model knows less of {code(text)} than before: its perplexity is {format_score(each, rounded)} "
+                "times as high."
             )
     return found
 

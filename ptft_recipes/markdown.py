@@ -67,15 +67,3 @@ def rounded(value: float) -> str:
     if 0 < size < 0.01:
         return f"{value:.3g}"
     return f"{value:,.{0 if size >= 100 else 1 if size >= 10 else 3}f}"
-
-
-def score(found: dict[str, Any]) -> str:
-    """Return a score with its interval.
-
-    >>> score({"value": 0.7213, "ci95": [0.7071, 0.7355], "n": 3740})
-    '0.721 [0.707, 0.736]'
-    """
-    if found["value"] is None:
-        return "undefined"
-    low, high = found["ci95"]
-    return rounded(found["value"]) + (f" [{rounded(low)}, {rounded(high)}]" if low is not None else "")

@@ -6,7 +6,8 @@ import pytest
 from markdown_it import MarkdownIt
 
 from ptft_recipes import markdown
-from ptft_recipes.markdown import code, escape, fenced, rounded, score, table
+from ptft_recipes.evaluation import format_score
+from ptft_recipes.markdown import code, escape, fenced, rounded, table
 
 NAMES = [
     "a|b",
@@ -61,10 +62,10 @@ def test_a_fence_is_longer_than_what_it_holds():
 
 
 def test_scores_have_three_digits_that_say_something():
-    assert score({"value": 42854.97, "ci95": [42093.6, 43528.2]}) == "42,855 [42,094, 43,528]"
-    assert score({"value": 0.00135, "ci95": [0.00128, 0.00144]}) == "0.00135 [0.00128, 0.00144]"
-    assert score({"value": -0.5, "ci95": [None, None]}) == "-0.500"
-    assert score({"value": None, "ci95": [None, None]}) == "undefined"
+    assert format_score({"value": 42854.97, "ci95": [42093.6, 43528.2]}, rounded) == "42,855 [42,094, 43,528]"
+    assert format_score({"value": 0.00135, "ci95": [0.00128, 0.00144]}, rounded) == "0.00135 [0.00128, 0.00144]"
+    assert format_score({"value": -0.5, "ci95": [None, None]}, rounded) == "-0.500"
+    assert format_score({"value": None, "ci95": [None, None]}, rounded) == "undefined"
     assert rounded(-123.4) == "-123"
 
 
