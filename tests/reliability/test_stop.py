@@ -49,7 +49,8 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(subjects, kind, n
     assert subject.end(name) == subject.whole
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_loader_workers_outlive_a_signal_to_every_process(subjects, number):
     subject = subjects("loader workers")
     name = f"everyone {number.name}"
@@ -96,7 +97,8 @@ def wait_until(condition, seconds=120):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("seconds", [2, pytest.param(3.5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [2, 3.5])
 def test_a_launcher_that_dies_while_the_recipe_is_importing_leaves_nothing_behind(subjects, seconds):
     subject = subjects("full")
     name = f"imports {seconds}"
