@@ -24,6 +24,7 @@ gc.freeze()
 
 from ptft_recipes.acceleration import check_processes, has_native_bf16
 from ptft_recipes.config_files import read_config
+from ptft_recipes.connections import as_lost_process
 from ptft_recipes.errors import EXIT_CODES, InputError, nearest, one_line, tell_why
 from ptft_recipes.interruption import follow_launcher, remember_ctrl_c
 from ptft_recipes.reporting import dump_yaml
@@ -265,8 +266,9 @@ def run_command(main: Callable[[], Any]) -> None:
     """Run a recipe's `main` as a command.
 
     Exit codes: 0 finished; 1 an unexpected error, with its traceback; 2 a mistake in the input; 3 training stopped at
-    a loss, gradient or weight that is not finite; 4 memory or disk space ran out; 5 all is finished but the push; 75
-    stopped by SIGTERM or Ctrl-C after a checkpoint was saved; 130 left at once, by Ctrl-C.
+    a loss, gradient or weight that is not finite; 4 memory or disk space ran out; 5 all is finished but the push; 6
+    another process of the run is gone; 75 stopped by SIGTERM or Ctrl-C after a checkpoint was saved; 130 left at once,
+    by Ctrl-C.
     """
     follow_launcher()
     remember_ctrl_c()
@@ -278,6 +280,12 @@ def run_command(main: Callable[[], Any]) -> None:
         os._exit(stop.code or 0)  # without the second that Python takes to tear down what it imported
     except tuple(EXIT_CODES) as error:
         sys.exit(tell_why(error, Path(sys.argv[0]).name))
+    except RuntimeError as error:
+        if not (lost := as_lost_process(error)):
+            raise
+        code = tell_why(lost, Path(sys.argv[0]).name)
+        sys.stdout.flush()
+        os._exit(code)  # what is left of the process group would wait for the others
     # A thread of gloo that is still there when Python tears itself down takes the whole process with it (SIGABRT).
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

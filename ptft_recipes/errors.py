@@ -1,6 +1,7 @@
 """The exceptions that end a run, or `ptft`, in one line instead of a traceback, and their exit codes."""
 
 import difflib
+import os
 import sys
 
 
@@ -20,6 +21,10 @@ class PushError(Exception):
     """The run is finished and saved, and its upload failed; the message has the command that tries again."""
 
 
+class LostProcessError(Exception):
+    """Another process of the run has ended, or its machine cannot be reached."""
+
+
 class StoppedBySignal(Exception):  # noqa: N818 - an order, not an error
     """SIGTERM or Ctrl-C ended the training after a checkpoint was saved; the same command goes on."""
 
@@ -30,6 +35,7 @@ EXIT_CODES = {
     FloatingPointError: (3, "diverged"),
     ResourceError: (4, "error"),
     PushError: (5, "error"),
+    LostProcessError: (6, "lost"),
     StoppedBySignal: (75, "stopped"),  # EX_TEMPFAIL of sysexits.h: try again
     KeyboardInterrupt: (130, "interrupted"),  # as a shell has it: 128 + SIGINT
 }
@@ -43,7 +49,10 @@ def tell_why(error: BaseException, program: str) -> int:
         program: Its name.
     """
     code, word = next(meaning for kind, meaning in EXIT_CODES.items() if isinstance(error, kind))
-    print(f"{program}: {word}: {error}".removesuffix(": "), file=sys.stderr)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        program += f", rank {os.environ.get('RANK')}"
+    # One write: the lines of several processes must not mix.
+    sys.stderr.write(f"{program}: {word}: {error}".removesuffix(": ") + "\n")
     return code
 
 

@@ -22,7 +22,7 @@ from ptft_recipes.studies import FAILED, FINISHED, NOT_RUN, Cell
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]  # `accelerate launch` of this environment
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: not in a child that is being forked
 POLL_SECONDS = 0.2
-TOLD_BY_A_RECIPE = r"\S+\.py: (error|diverged|stopped|interrupted)\b.*"
+TOLD_BY_A_RECIPE = r"\S+\.py(, rank \d+)?: (error|diverged|lost|stopped|interrupted)\b.*"
 
 
 class Launcher:

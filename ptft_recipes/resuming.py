@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from filelock import FileLock, Timeout
 from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -78,6 +78,12 @@ def claim_output_dir(training_args: TrainingArguments, run: dict[str, Any], allo
             decided = [InputError(f"--output_dir {training_args.output_dir} cannot be used: {one_line(error)}")]
     if isinstance(decision := broadcast_object_list(decided)[0], InputError):
         raise decision  # in every process: none is left waiting for the others
+    checkpoint = decision["checkpoint"]
+    if not all(gather_object([checkpoint is None or Path(checkpoint).is_dir()])):
+        raise InputError(
+            f"{checkpoint} is not on every machine of this run; --output_dir must be on a file system that all of "
+            "them share, or be copied to each"
+        )
     training_args.resume_from_checkpoint = decision.pop("checkpoint")
     run |= decision
 

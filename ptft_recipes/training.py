@@ -21,6 +21,7 @@ from ptft_recipes import features
 from ptft_recipes.acceleration import LengthGroupedSampler, take_fast_path, use_all_cores
 from ptft_recipes.adapters import AdaLoraCallback
 from ptft_recipes.checkpoint_uploads import CheckpointUploads
+from ptft_recipes.connections import keep_connections_alive
 from ptft_recipes.errors import InputError, nearest
 from ptft_recipes.hub import check_login, repository_name
 from ptft_recipes.logs import LogCallback, configure_logging
@@ -65,6 +66,8 @@ def start_run(
     configure_logging(training_args)
     if training_args.world_size != (wanted := int(os.environ.get("WORLD_SIZE", 1))):
         raise InputError(f"{wanted} processes were started and {training_args.world_size} would train together")
+    if training_args.world_size > 1:
+        keep_connections_alive()
     if training_args.n_gpu > 1:
         raise InputError(
             f"one process sees {training_args.n_gpu} GPUs and would use them by DataParallel, which multiplies the "
