@@ -40,7 +40,8 @@ def check_processes(use_cpu: bool = False) -> None:
         use_cpu: Training is to run on the CPU even where there is an accelerator.
 
     Raises:
-        InputError: One process runs where several were asked for, or more run on this machine than it has GPUs.
+        InputError: One process runs where several were asked for, more run on this machine than it has GPUs, or a
+            model is to be cut over CPUs.
     """
     by_launcher = {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"} & os.environ.keys()
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and not by_launcher:
@@ -48,6 +49,12 @@ def check_processes(use_cpu: bool = False) -> None:
             "accelerate was asked for several processes and started one; on CPUs use `accelerate launch --config_file "
             "accelerate_configs/multi_cpu.yaml` (distributed_type: MULTI_GPU with use_cpu: true). If you want one "
             "process, unset MASTER_ADDR"
+        )
+    engines = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"]
+    if engines and (use_cpu or not torch.accelerator.is_available()):
+        raise InputError(
+            f"the configuration asks for {engines[0]}, which accelerate has for GPUs only: on CPUs it would train "
+            "whole copies and say nothing. Use accelerate_configs/multi_cpu.yaml"
         )
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if torch.cuda.is_available() and not use_cpu and processes > torch.cuda.device_count():

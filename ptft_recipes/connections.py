@@ -44,7 +44,8 @@ def as_lost_process(error: RuntimeError) -> LostProcessError | None:
     is_lost = isinstance(error, DistBackendError | DistNetworkError) or "gloo/transport" in str(error)
     if not is_lost:
         return None
-    reason = one_line(str(error).partition("] ")[2] or error, 120)
+    # After the place in gloo's source, and before its advice.
+    reason = one_line((str(error).partition("] ")[2] or str(error)).partition(". ")[0], 120)
     return LostProcessError(
         f"another process of this run is gone, or its machine cannot be reached ({reason}); its own log says why. "
         "The newest sealed checkpoint is intact, and the same command goes on from there"

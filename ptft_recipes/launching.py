@@ -187,8 +187,9 @@ def why_it_failed(log: Path, start: int = 0) -> str:
         start: Bytes that are of earlier tries.
     """
     text = log.read_bytes()[start:].decode("utf-8", errors="replace")
-    if told := list(re.finditer(rf"^{TOLD_BY_A_RECIPE}", text, re.M)):
-        return one_line(told[-1].group())
+    if told := [match.group() for match in re.finditer(rf"^{TOLD_BY_A_RECIPE}", text, re.M)]:
+        # The process that ended the others, not one of them.
+        return one_line(([line for line in told if ": lost: " not in line] or told)[-1])
     # Of accelerate's own traceback only the first line of ours is of interest.
     errors = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*", text, re.M)
     own = [line for line in errors if "CalledProcessError" not in line and "ChildFailedError" not in line]

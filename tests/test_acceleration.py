@@ -56,6 +56,13 @@ def test_one_process_where_several_were_asked_for_is_refused(launched):
         check_processes()
 
 
+@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED"])
+def test_a_model_is_not_cut_over_cpus(launched, engine):
+    launched(**LAUNCHED, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", **{f"ACCELERATE_USE_{engine}": "true"})
+    with pytest.raises(InputError, match=f"asks for {engine}, which accelerate has for GPUs only"):
+        check_processes(use_cpu=True)
+
+
 def test_more_processes_than_gpus_are_refused(launched, monkeypatch):
     launched(**LAUNCHED, MASTER_ADDR="127.0.0.1", WORLD_SIZE="4", LOCAL_WORLD_SIZE="4")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -229,6 +229,8 @@ TORCHRUN = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: x
 
 @pytest.mark.parametrize(("text", "reason"), [
     (f"x\nfinetune_cls.py: diverged: nan\n{ACCELERATE}", "finetune_cls.py: diverged: nan"),
+    (f"a.py, rank 1: error: no room\na.py, rank 0: lost: one is gone\n{TORCHRUN}", "a.py, rank 1: error: no room"),
+    (f"a.py, rank 0: lost: one is gone\n{TORCHRUN}", "a.py, rank 0: lost: one is gone"),
     (f"Traceback (most recent call last):\nKeyError: 'a'\n{ACCELERATE}", "KeyError: 'a'"),
     (f"torch.OutOfMemoryError: no room\n{TORCHRUN}", "torch.OutOfMemoryError: no room"),
     ("killed", "killed"),

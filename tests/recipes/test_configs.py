@@ -26,7 +26,7 @@ def test_there_are_configs_to_test():
     assert len(CONFIGS) >= 3
     assert len(STUDIES) >= 1
     assert len(SEARCHES) >= 1
-    assert [path.stem for path in ACCELERATE_CONFIGS] == ["cpu", "multi_cpu", "multi_gpu", "single_gpu"]
+    assert [path.stem for path in ACCELERATE_CONFIGS] == ["cpu", "multi_cpu", "multi_gpu", "multi_node", "single_gpu"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -113,6 +113,22 @@ def test_a_launcher_that_dies_while_the_recipe_is_importing_leaves_nothing_behin
 
 
 @pytest.mark.slow
+def test_a_rank_that_dies_ends_the_other_within_a_minute(subjects):
+    subject = subjects("full")
+    launcher = subject.launch("dies", 2, "--num_train_epochs", "400", "--logging_steps", "1")
+    wait_until(lambda: "step 3/" in subject.log("dies"))
+    ranks = [child for child in psutil.Process(launcher.pid).children(recursive=True)
+             if child.environ().get("RANK") == "1"]  # fmt: skip
+    assert len(ranks) >= 1
+    ranks[0].kill()
+    assert launcher.wait(timeout=60) == 1
+    assert "finetune_cls.py, rank 0: lost: another process of this run is gone" in subject.log("dies")
+    assert re.search(r"rank +: 1 .*\n +exitcode +: -9", subject.log("dies")), "torchrun names who died"
+    _, alive = psutil.wait_procs(ranks, timeout=60)
+    assert not alive
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("how", ["SIGTERM to the launcher", "SIGTERM to all", "Ctrl-C", "SIGKILL to the launcher"])
 def test_under_accelerate_launch_nothing_is_left_behind(subjects, how, processes):
