@@ -22,7 +22,7 @@ def recipe_files() -> dict[str, Path]:
 
 def config_files() -> dict[str, Path]:
     """Return the configurations of the installed version by their names, e.g. `finetune_cls/sst2`."""
-    files = [*(FOLDER / "recipes" / "configs").rglob("*.yaml"), *(FOLDER / "accelerate_configs").glob("*.yaml")]
+    files = [*(FOLDER / "recipes" / "configs").rglob("*.yaml"), *(FOLDER / "accelerate_configs").glob("*.*")]
     return dict(sorted((f"{path.parent.name}/{path.stem}", path) for path in files))
 
 
@@ -63,7 +63,9 @@ def summary(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         return ast.get_docstring(ast.parse(text)).splitlines()[0].partition(":")[0].rstrip(".")
-    comment = " ".join(line.lstrip("# ") for line in text.partition("\n#\n")[0].splitlines())
+    comment = " ".join(
+        line.lstrip("# ") for line in text.removeprefix("#!/bin/bash\n").partition("\n#\n")[0].splitlines()
+    )
     return re.split(r"(?<=\?) |\. ", comment)[0].rstrip(".")
 
 
@@ -111,7 +113,7 @@ def _commands(source: Path, copy: Path) -> list[str]:
     """Return the commands that run a copy: the one that its own header names, after what else has to be copied."""
     text = source.read_text(encoding="utf-8")
     own = source.relative_to(FOLDER).as_posix()
-    line = re.search(rf"^(?:    |#   )((?:accelerate|python) .*{re.escape(own)}.*?)(?:  .*)?$", text, re.M)
+    line = re.search(rf"^(?:    |#   )((?:accelerate|python|sbatch) .*{re.escape(own)}.*?)(?:  .*)?$", text, re.M)
     words = shlex.split(line[1])
     if source.suffix == ".py":
         words = _with_default_files(words, text)

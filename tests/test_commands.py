@@ -16,10 +16,10 @@ from ptft_recipes.search_space import read_search
 from ptft_recipes.study_files import read_study
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
-CONFIGS = sorted(
-    f"{path.parent.name}/{path.stem}"
-    for path in [*(ROOT / "recipes" / "configs").rglob("*.yaml"), *(ROOT / "accelerate_configs").glob("*.yaml")]
-)
+CONFIGS = {
+    f"{path.parent.name}/{path.stem}": path
+    for path in [*(ROOT / "recipes" / "configs").rglob("*.yaml"), *(ROOT / "accelerate_configs").glob("*.*")]
+}
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,9 @@ class TestLs:
         assert main(["ls", "--config"]) == 0
         told = capsys.readouterr().out
         assert len(CONFIGS) > 15
-        assert [line.split()[0] for line in told.splitlines() if "/" in line[:25] and line[0] != " "] == CONFIGS
+        assert [line.split()[0] for line in told.splitlines() if "/" in line[:25] and line[0] != " "] == sorted(
+            CONFIGS
+        )
         assert "SST-2, sentiment of film reviews, from the Hub" in " ".join(told.split())
 
     @pytest.mark.parametrize(
@@ -89,9 +91,8 @@ class TestCp:
     @pytest.mark.parametrize("name", CONFIGS)
     def test_a_copied_configuration_runs_with_a_copied_recipe(self, name, capsys, empty_folder):
         assert main(["cp", "--config", name]) == 0
-        file = name.split("/")[1] + ".yaml"
-        folder = "" if name.startswith("accelerate_configs") else "recipes/configs/"
-        assert (empty_folder / file).read_bytes() == (ROOT / f"{folder}{name}.yaml").read_bytes()
+        file = CONFIGS[name].name
+        assert (empty_folder / file).read_bytes() == CONFIGS[name].read_bytes()
         (first, command) = commands_in(capsys.readouterr().out)
         assert main(first[1:]) == 0, "the recipe, which is not here yet"
         script = next(word for word in command if word.endswith(".py"))

@@ -54,7 +54,7 @@ def test_the_wheel_holds_the_library_the_recipes_and_their_configurations_and_no
     for path in [
         *(ROOT / "recipes").glob("*.py"),
         *(ROOT / "recipes" / "configs").rglob("*.yaml"),
-        *(ROOT / "accelerate_configs").glob("*.yaml"),
+        *(ROOT / "accelerate_configs").glob("*.*"),
     ]:
         expected[f"ptft_recipes/{path.relative_to(ROOT).as_posix()}"] = path
     assert len(expected) > 100

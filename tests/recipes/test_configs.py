@@ -8,6 +8,7 @@ import sys
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT, argument_types, load_recipe
 
 from ptft_recipes.cli import parse_args
@@ -58,6 +59,28 @@ def test_a_search_is_one_that_its_recipe_can_run(path):
         {name: value.choices[0] if hasattr(value, "choices") else value.low for name, value in search.space.items()}
     )
     assert f"python recipes/search_hyperparameters.py --search {path.relative_to(ROOT)}" in path.read_text()
+
+
+def test_the_slurm_script_starts_a_launcher_per_machine(tmp_path):
+    """`srun` and `scontrol` are stand-ins: what is tested is the command that each machine would run."""
+    for name, text in {
+        "scontrol": "echo one; echo two",
+        "srun": 'for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done',
+        "accelerate": 'echo "$@"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "x", "SLURM_JOB_NUM_NODES": "2"}
+    command = ["bash", str(ROOT / "accelerate_configs" / "slurm.sbatch"), "my.py", "--output_dir", "a b"]
+    printed = subprocess.check_output(command, env=environment | {"SLURM_GPUS_PER_NODE": "4"}, text=True).splitlines()
+    assert len(printed) == 2
+    for rank, line in enumerate(printed):
+        args = launch_command_parser().parse_args(line.partition("launch ")[2].replace("a b", "a_b").split())
+        assert (args.num_machines, args.num_processes, args.machine_rank) == (2, 8, rank)
+        assert (args.main_process_ip, args.main_process_port, args.rdzv_backend) == ("one", 29500, "static")
+        assert args.multi_gpu
+        assert args.same_network
+        assert [args.training_script, *args.training_script_args] == ["my.py", "--output_dir", "a_b"]
 
 
 @pytest.mark.parametrize("path", ACCELERATE_CONFIGS, ids=lambda path: path.stem)
