@@ -76,13 +76,18 @@ def outgoing_files(folder: Path, allowed: tuple[str, ...] = ALLOWED) -> dict[str
                 text = json.dumps(public, indent=2, ensure_ascii=False)
                 text = f"{WRITTEN_BY_A_RUN}\n{dump_yaml(public)}" if name.endswith(".yaml") else f"{text}\n"
                 files[name] = text.encode()
-    secrets = {value.encode() for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) > 11}
-    secrets |= {token.encode() for token in [get_token()] if token}
+    secret = secret_pattern()
     for name, content in files.items():
-        data = content if isinstance(content, bytes) else _readable_part(content)
-        if TOKEN.search(data) or any(secret in data for secret in secrets):
+        if secret.search(content if isinstance(content, bytes) else _readable_part(content)):
             raise PushError(f"{folder / name} holds what looks like a token or a password; nothing was pushed")
     return files
+
+
+def secret_pattern() -> re.Pattern[bytes]:
+    """Return what must not leave: tokens of the Hub, passwords in URLs, values of variables named like secrets."""
+    known = {value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) > 11}
+    known |= {token for token in [get_token()] if token}
+    return re.compile(b"|".join([TOKEN.pattern, *(re.escape(value.encode()) for value in sorted(known))]))
 
 
 def without_local_paths(value: Any) -> Any:
