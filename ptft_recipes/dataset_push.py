@@ -13,7 +13,7 @@ from ptft_recipes.errors import InputError, PushError, one_line
 from ptft_recipes.hub import check_login, make_repository, push_files
 from ptft_recipes.labels import MULTI
 from ptft_recipes.markdown import code, escape, table
-from ptft_recipes.outgoing import secret_pattern, without_local_paths
+from ptft_recipes.redaction import portable, secret_pattern
 from ptft_recipes.tagged_data import load_tagged_splits
 
 # By the Hub's name of a task: the columns that its recipe reads unless it is told otherwise.
@@ -84,7 +84,7 @@ def push_dataset(
     """
     repo_id = check_login(repo_id, private, "dataset")
     raw = _with_named_labels(raw, report)
-    files = {"README.md": _card(raw, without_local_paths(report), repo_id).encode()}
+    files = {"README.md": _card(raw, portable(report), repo_id).encode()}
     _check_for_secrets(raw, files["README.md"])
     for split, dataset in raw.items():
         buffer = io.BytesIO()

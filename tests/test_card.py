@@ -12,7 +12,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from markdown_it import MarkdownIt
 
 from ptft_recipes import card as card_module
-from ptft_recipes import card_metadata, limitations, provenance
+from ptft_recipes import card_metadata, limitations, redaction
 from ptft_recipes.card import write_model_card
 from ptft_recipes.card_metadata import hub_ancestor
 from ptft_recipes.data import DatasetArguments, dataset_hub_id
@@ -340,7 +340,7 @@ class TestUse:
         assert "Wh, an estimate, not measured: 1 core at 12 W at full load" in text
 
 
-@pytest.mark.parametrize("module", [card_module, card_metadata, limitations, provenance])
+@pytest.mark.parametrize("module", [card_module, card_metadata, limitations, redaction])
 def test_the_examples_in_the_docstrings_hold(module):
     found = doctest.testmod(module)
     assert found.attempted > 0

@@ -130,6 +130,8 @@ def test_a_push_that_fails_ends_with_the_command_that_tries_again(hub, topics, c
     argv = ["push-dataset", topics["train"], "mine", "--public"]
     assert main(argv) == 5
     told = capsys.readouterr().err
-    assert re.search(r"ptft: error: the push of the data to me/mine failed \(.*403.*\). Retry: ptft push-dataset", told)
+    assert re.search(
+        r"ptft: error: the push of the data to me/mine failed \(.*403.*\). Retry: ptft push-dataset", told
+    )
     assert shlex.split(told.partition(" Retry: ptft ")[2]) == argv
     assert main(argv) == 0
