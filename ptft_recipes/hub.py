@@ -7,10 +7,11 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
@@ -27,6 +28,8 @@ NO_LOGIN = "no login at the Hub; `hf auth login`, or set HF_TOKEN"
 PUBLIC = "is public already; to push there, pass --hub_private_repo false to the recipe, or --public to `ptft push`"
 # Seconds after which a request that gets no answer counts as failed; the client tries some again, 5 times.
 SILENCE = 60.0
+# Bytes per second; an answer that stays below this for so long counts as none, though something of it always comes.
+SLOWEST = 1000.0
 # Seconds before something is tried again, by us; no more once five silences have passed.
 PAUSES = (2.0, 8.0, 30.0)
 TRY_AGAIN = (408, 409, 412, 429)  # of the 4xx: slow, busy, somebody else has just committed, too often
@@ -277,9 +280,37 @@ def _may_pass(error: BaseException | None) -> bool:
     return True
 
 
-def _client_with_timeout():
+class _InTime(httpx2.SyncByteStream):
+    """The body of an answer, which must not drip: a timeout of the client begins anew with each byte."""
+
+    def __init__(self, stream: httpx2.SyncByteStream):
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        waited, received, parts = 0.0, 0, iter(self._stream)
+        while True:
+            start = time.monotonic()
+            part = next(parts, None)
+            waited += time.monotonic() - start  # whoever reads may take their time
+            if part is None:
+                return
+            received += len(part)
+            if waited > SILENCE + received / SLOWEST:
+                raise httpx2.ReadTimeout(f"the answer drips: {received} bytes in {waited:.0f} s")
+            yield part
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _client_with_timeout() -> httpx2.Client:
     client = default_client_factory()
     client.timeout = SILENCE
+
+    def hurry(response: httpx2.Response) -> None:
+        response.stream = _InTime(response.stream)
+
+    client.event_hooks["response"].append(hurry)
     return client
 
 

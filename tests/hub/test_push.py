@@ -232,13 +232,14 @@ def test_what_arrives_otherwise_than_sent_is_no_success(hub, run):
 
 
 FAULTS = [(how, at) for at in ("/repos/create", "/api/models/me/mine$") for how in (500, "stall", "drop")]
-FAULTS += [("drop", "/commit/"), (403, "/repos/create"), ("stall", "validate-yaml"), (500, "/preupload/"),
-           ("stall", "/paths-info/"), (500, "/lfs/"), ("stall", "/lfs/"), (401, "/commit/"), (404, "/commit/"),
-           (400, "/commit/"), (413, "/commit/")]  # fmt: skip
+FAULTS += [("drip", "/preupload/"), ("drip", "/repos/create"), ("drop", "/commit/"), (403, "/repos/create"),
+           ("stall", "validate-yaml"), (500, "/preupload/"), ("stall", "/paths-info/"), (500, "/lfs/"),
+           ("stall", "/lfs/"), (401, "/commit/"), (404, "/commit/"), (400, "/commit/"), (413, "/commit/")]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("how", "at"), [(403, "/commit/"), ("stall", "/commit/"), (500, "/commit/"), *slowly(*FAULTS)]
+    ("how", "at"),
+    [(403, "/commit/"), ("stall", "/commit/"), (500, "/commit/"), ("drip", "/paths-info/"), *slowly(*FAULTS)],
 )
 def test_a_push_that_fails_keeps_everything_and_says_how_to_retry(hub, run, how, at, monkeypatch):
     check_login("mine")
