@@ -53,7 +53,8 @@ class TestLs:
         assert "SST-2, sentiment of film reviews, from the Hub" in " ".join(told.split())
 
     @pytest.mark.parametrize(
-        "command", [["ls"], ["ls", "--config"], ["--help"], ["cp", "--help"], ["doctor", "--help"]]
+        "command",
+        [["ls"], ["ls", "--config"], ["--help"], *([name, "--help"] for name in ("cp", "doctor", "push-dataset"))],
     )
     def test_it_reads_well_at_80_columns_and_without_colour(self, command, capsys):
         if "--help" in command:
@@ -167,7 +168,7 @@ class TestEnds:
         ("argv", "told"),
         [
             (["psuh"], "no command 'psuh'; did you mean 'push'?"),
-            (["xyz"], "no command 'xyz'; there are ls, cp, doctor, push, space, completion"),
+            (["xyz"], "no command 'xyz'; there are ls, cp, doctor, push, push-dataset, space, completion"),
             ([], "required: COMMAND"),
             (["cp"], "required: NAME"),
             (["completion", "fish"], "invalid choice: 'fish'"),
@@ -238,6 +239,20 @@ class TestCompletion:
         script = capsys.readouterr().out
         for word in ("doctor", "finetune_cls", "finetune_cls/sst2", "--accelerate_config"):
             assert word in script
+
+    def test_bash_completes_with_it(self, capsys):
+        pytest.importorskip("shtab")
+        main(["completion", "bash"])
+        asked = [["pu"], ["cp", "finetune_cl"], ["cp", "--config", "finetune_cls/ss"], ["push-dataset", "x", "--ta"]]
+        lines = [f"COMP_WORDS=(ptft {' '.join(words)}) COMP_CWORD={len(words)}; tell" for words in asked]
+        tell = 'tell() { COMPREPLY=(); _shtab_ptft; (IFS=,; echo "${COMPREPLY[*]}"); }; complete -p ptft'
+        script = "\n".join([capsys.readouterr().out, tell, *lines])
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+        first, *told = done.stdout.splitlines()
+        assert first.endswith("-F _shtab_ptft ptft")
+        assert told[0] == "push,push-dataset"
+        assert told[1].split(",")[0] == "finetune_cls"
+        assert told[2:] == ["finetune_cls/sst2", "--task"]
 
     def test_without_the_library_it_says_how_to_get_it(self, monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, "shtab", None)
