@@ -1,6 +1,7 @@
 """The command ptft: what it lists and copies, and how it ends."""
 
 import ast
+import resource
 import shlex
 import subprocess
 import sys
@@ -109,6 +110,16 @@ class TestCp:
             assert "exists and is left as it is; choose another name" in capsys.readouterr().err
         assert (empty_folder / "mine.py").read_text() == "# mine"
         assert not (empty_folder / "nowhere").exists()
+
+    def test_a_full_disk_leaves_no_half_of_a_copy(self, capsys, empty_folder):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            assert main(["cp", "finetune_cls"]) == 2
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert "finetune_cls.py: cannot be written: File too large" in capsys.readouterr().err
+        assert list(empty_folder.iterdir()) == []
 
     def test_a_folder_and_a_name_with_a_space_are_places_too(self, capsys, empty_folder):
         (empty_folder / "sub folder").mkdir()
