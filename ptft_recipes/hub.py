@@ -4,21 +4,19 @@ import hashlib
 import io
 import json
 import logging
-import os
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, set_client_factory
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
-from huggingface_hub.utils._http import default_client_factory
 
 from ptft_recipes.card import write_model_card
 from ptft_recipes.errors import InputError, PushError, one_line
+from ptft_recipes.hub_client import limit_waiting
 from ptft_recipes.outgoing import LOADED, WEIGHTS, outgoing_files
 
 logger = logging.getLogger(__name__)
@@ -28,8 +26,6 @@ NO_LOGIN = "no login at the Hub; `hf auth login`, or set HF_TOKEN"
 PUBLIC = "is public already; to push there, pass --hub_private_repo false to the recipe, or --public to `ptft push`"
 # Seconds after which a request that gets no answer counts as failed; the client tries some again, 5 times.
 SILENCE = 60.0
-# Bytes per second; an answer that stays below this for so long counts as none, though something of it always comes.
-SLOWEST = 1000.0
 # Seconds before something is tried again, by us; no more once five silences have passed.
 PAUSES = (2.0, 8.0, 30.0)
 TRY_AGAIN = (408, 409, 412, 429)  # of the 4xx: slow, busy, somebody else has just committed, too often
@@ -100,7 +96,7 @@ def check_login(repo_id: str | None = None, private: bool = True, repo_type: str
     Returns:
         The id with its owner.
     """
-    _limit_waiting()
+    limit_waiting(SILENCE)
     api = HfApi()
     try:
         user = api.whoami()
@@ -211,7 +207,7 @@ def _persistently(attempt: Callable[[], Any]) -> Any:
 
 def _push(output_dir: Path, repo_id: str, private: bool) -> str:
     """Push what of a run may leave the machine, and say how to try again if that fails."""
-    _limit_waiting()
+    limit_waiting(SILENCE)
     try:
         repo_id = make_repository(repo_id, private)
         results = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
@@ -278,49 +274,6 @@ def _may_pass(error: BaseException | None) -> bool:
             return False
         error = error.__cause__
     return True
-
-
-class _InTime(httpx2.SyncByteStream):
-    """The body of an answer, which must not drip: a timeout of the client begins anew with each byte."""
-
-    def __init__(self, stream: httpx2.SyncByteStream):
-        self._stream = stream
-
-    def __iter__(self) -> Iterator[bytes]:
-        waited, received, parts = 0.0, 0, iter(self._stream)
-        while True:
-            start = time.monotonic()
-            part = next(parts, None)
-            waited += time.monotonic() - start  # whoever reads may take their time
-            if part is None:
-                return
-            received += len(part)
-            if waited > SILENCE + received / SLOWEST:
-                raise httpx2.ReadTimeout(f"the answer drips: {received} bytes in {waited:.0f} s")
-            yield part
-
-    def close(self) -> None:
-        self._stream.close()
-
-
-def _client_with_timeout() -> httpx2.Client:
-    client = default_client_factory()
-    client.timeout = SILENCE
-
-    def hurry(response: httpx2.Response) -> None:
-        response.stream = _InTime(response.stream)
-
-    client.event_hooks["response"].append(hurry)
-    return client
-
-
-def _limit_waiting() -> None:
-    """Give the client timeouts: in Python it has none, and in Rust many minutes of tries; it reads these once."""
-    set_client_factory(_client_with_timeout)
-    for name, value in {
-        "READ_TIMEOUT": f"{SILENCE:.0f}s", "RETRY_MAX_DURATION": f"{SILENCE:.0f}s", "RETRY_MAX_ATTEMPTS": "2",
-    }.items():  # fmt: skip
-        os.environ.setdefault(f"HF_XET_CLIENT_{name}", value)
 
 
 def _reason(error: Exception) -> str:
