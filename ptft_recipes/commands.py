@@ -169,7 +169,9 @@ def _push_dataset(args: argparse.Namespace) -> None:
     from ptft_recipes.data import DatasetArguments
     from ptft_recipes.dataset_push import prepare_splits, push_dataset
     from ptft_recipes.hub import check_login
+    from ptft_recipes.hub_client import hide_bars
 
+    hide_bars()
     check_login(args.repo_id, not args.public, "dataset")  # before all of it is read
     is_file = os.path.isfile(args.source)
     source = {"train_file" if is_file else "dataset_name": args.source}

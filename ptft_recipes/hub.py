@@ -16,7 +16,7 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from ptft_recipes.card import write_model_card
 from ptft_recipes.errors import InputError, PushError, one_line
-from ptft_recipes.hub_client import limit_waiting
+from ptft_recipes.hub_client import hide_bars, limit_waiting
 from ptft_recipes.outgoing import LOADED, WEIGHTS, outgoing_files
 
 logger = logging.getLogger(__name__)
@@ -171,6 +171,7 @@ def push_files(repo_id: str, files: dict[str, bytes | Path], message: str, repo_
     Raises:
         Exception: Of the client; a RuntimeError if something else arrived than was sent.
     """
+    hide_bars()
     api, sums = HfApi(), {name: _checksums(content) for name, content in files.items()}
     kind = {"repo_id": repo_id, "repo_type": repo_type}
 

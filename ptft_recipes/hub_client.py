@@ -1,12 +1,15 @@
 """The client of the Hub, which waits for an answer only so long."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
 
+import datasets
 import httpx2
-from huggingface_hub import set_client_factory
+from huggingface_hub import constants, set_client_factory
+from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils._http import default_client_factory
 
 # Bytes per second; an answer that stays below this counts as none, though something of it always comes.
@@ -24,6 +27,14 @@ def limit_waiting(seconds: float) -> None:
         "READ_TIMEOUT": f"{seconds:.0f}s", "RETRY_MAX_DURATION": f"{seconds:.0f}s", "RETRY_MAX_ATTEMPTS": "2",
     }.items():  # fmt: skip
         os.environ.setdefault(f"HF_XET_CLIENT_{name}", value)
+
+
+def hide_bars() -> None:
+    """Show no progress bars where nobody sees them move: in a log they are many lines, with codes for a terminal."""
+    if not sys.stderr.isatty():
+        if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:  # else somebody has decided
+            disable_progress_bars()
+        datasets.disable_progress_bars()
 
 
 def _client_with_timeout(seconds: float) -> httpx2.Client:

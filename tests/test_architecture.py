@@ -36,7 +36,7 @@ EDGES = {
     "comparison": {"errors", "finished_runs", "significance", "study_files"},
     "comparison_tables": {"metrics", "reporting"},
     "conll": {"errors"},
-    "commands": {"data", "dataset_push", "doctor", "errors", "hub", "shipped", "spaces"},
+    "commands": {"data", "dataset_push", "doctor", "errors", "hub", "hub_client", "shipped", "spaces"},
     "collators": {"blocks", "errors", "modeling"},
     "config_files": {"errors"},
     "corpora": {"blocks", "data", "errors", "reading", "safe_files"},

@@ -34,8 +34,9 @@ def test_a_stranger_loads_the_same_rows_with_the_same_features(hub, kind, reques
     files = request.getfixturevalue(kind)
     argv = [files["train"], "mine", "--test_file", files["test"], "--task", TASKS[kind]]
     assert main(["push-dataset", *argv]) == 0
-    address = capsys.readouterr().out
+    address, errors = capsys.readouterr()
     assert address.startswith(f"{hub.url}/datasets/me/mine/commit/")
+    assert errors == "", "no progress bars where there is no terminal"
     assert main(["push-dataset", *argv]) == 0
     assert capsys.readouterr().out == address, "nothing new"
     assert hub.repository("me/mine", "datasets").private

@@ -49,9 +49,10 @@ def commits(hub, repo="me/mine") -> list[str]:
 
 
 @BOTH
-def test_a_run_is_pushed_privately_whole_and_once(hub, run):
+def test_a_run_is_pushed_privately_whole_and_once(hub, run, capfd):
     (run / ".env").write_text("SECRET=1")
     address = push_run(run)
+    assert "%|" not in capfd.readouterr().err, "no progress bars where there is no terminal"
     files = hub.repository("me/mine").head().files
     assert sorted(files) == [".gitattributes", *pushed_files(run)]
     assert {"README.md", "config.json", "config.yaml", "model.safetensors", "results.json"} <= {*files}
