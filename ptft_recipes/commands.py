@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("repo_id", metavar="REPO", help="repository; a name alone is one of your own")
     data.add_argument(
         "--task", default="text-classification", choices=["text-classification", "token-classification", "fill-mask"],
-        help="what the data is for (default: text-classification)", metavar="TASK",
+        help="text-classification (default), token-classification or fill-mask", metavar="TASK",
     )  # fmt: skip
     data.add_argument("--text_column", metavar="NAME", help="default: text; tokens for token-classification")
     data.add_argument("--text_pair_column", metavar="NAME", help="the second text of a pair")
