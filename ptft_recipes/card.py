@@ -16,7 +16,7 @@ from ptft_recipes.evaluation import format_score, predicts_test_split, split_by_
 from ptft_recipes.labels import REGRESSION
 from ptft_recipes.limitations import count_labels, find_limitations
 from ptft_recipes.markdown import code, escape, fenced, rounded, table
-from ptft_recipes.provenance import portable
+from ptft_recipes.redaction import portable
 from ptft_recipes.reporting import dump_yaml, write_text
 
 KINDS = {
@@ -210,7 +210,7 @@ def _training_section(run: dict[str, Any]) -> str:
     commit = "not in a repository" if run["commit"] is None else run["commit"][:12] + " (changed)" * bool(run["dirty"])
     rows["commit"] = commit
     rows["versions"] = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    shown = {name: _portable(value) for name, value in run["config"].items() if name not in NOT_SHOWN}
+    shown = portable({name: value for name, value in run["config"].items() if name not in NOT_SHOWN})
     settings = fenced(dump_yaml(shown).strip(), "yaml")
     explained = "Arguments, without those that have the defaults of their classes:"
     return f"{table(['', ''], rows.items())}\n\n{explained}\n\n{settings}"
@@ -226,14 +226,6 @@ def _energy(run: dict[str, Any]) -> str:
         f"about {amount}, an estimate, not measured: {escape(energy['assumed'])} at full load for the whole time, "
         "without memory and cooling; no CO2 figure, because where the power came from is not known"
     )
-
-
-def _portable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _portable(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_portable(each) for each in value]
-    return portable(value) if isinstance(value, str) else value
 
 
 def _count_labels(path: Path, data: dict[str, Any]) -> Mapping[str, int]:

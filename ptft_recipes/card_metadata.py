@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from ptft_recipes.errors import one_line
 from ptft_recipes.evaluation import split_by_class
 from ptft_recipes.modeling import is_hub_id
-from ptft_recipes.provenance import portable
+from ptft_recipes.redaction import portable
 
 # Where the Hub knows a metric by another name.
 METRIC_TYPES = {"macro_f1": "f1", "micro_f1": "f1", "pearson": "pearsonr", "spearman": "spearmanr", "r2": "r_squared"}

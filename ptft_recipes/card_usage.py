@@ -5,7 +5,7 @@ from typing import Any
 
 from ptft_recipes.labels import MULTI
 from ptft_recipes.markdown import code, fenced
-from ptft_recipes.provenance import portable
+from ptft_recipes.redaction import portable
 from ptft_recipes.tag_schemes import IOB1, IOB2, OUTSIDE
 
 # By the Hub's name of the task: the Auto class, and a name for the pipeline.

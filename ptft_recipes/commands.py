@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 import textwrap
@@ -70,6 +71,24 @@ def build_parser() -> argparse.ArgumentParser:
     push.add_argument("--repo_id", metavar="NAME", help="repository; by default the name of the folder")
     push.add_argument("--public", action="store_true", help="anybody may read it")
 
+    data = add(_push_dataset, "push-dataset", "push data to the Hub as a recipe would train on it, privately")
+    data.add_argument("source", metavar="SOURCE", help="file, folder, Hub id or demo/..., as for --dataset_name")
+    data.add_argument("repo_id", metavar="REPO", help="repository; a name alone is one of your own")
+    data.add_argument(
+        "--task", default="text-classification", choices=["text-classification", "token-classification", "fill-mask"],
+        help="text-classification (default), token-classification or fill-mask", metavar="TASK",
+    )  # fmt: skip
+    data.add_argument("--text_column", metavar="NAME", help="default: text; tokens for token-classification")
+    data.add_argument("--text_pair_column", metavar="NAME", help="the second text of a pair")
+    data.add_argument("--label_column", metavar="NAME", help="default: label; tags for token-classification")
+    data.add_argument("--label_separator", metavar="TEXT", help="between the labels of one multi-label cell")
+    data.add_argument("--validation_file", metavar="FILE", help="beside a SOURCE that is a file; else cut from it")
+    data.add_argument("--test_file", metavar="FILE", help="likewise")
+    data.add_argument("--dataset_config", metavar="NAME", help="configuration of a Hub data set")
+    data.add_argument("--dataset_revision", metavar="NAME", help="its branch, tag or commit")
+    data.add_argument("--drop_bad_rows", action="store_true", help="leave out rows without text or label")
+    data.add_argument("--public", action="store_true", help="anybody may read it")
+
     space = add(_space, "space", "write a Gradio demo of a finished classifier or tagger; nothing is pushed")
     space.add_argument("folder", metavar="RUN", help="its output folder, e.g. runs/finetune_cls")
     space.add_argument("destination", metavar="DEST", nargs="?", help="new folder; by default RUN-space")
@@ -97,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = next(action.choices for action in parser._actions if action.dest == "command")
     if argv and not argv[0].startswith("-") and argv[0] not in known:
         parser.error(f"no command {argv[0]!r:.60}{nearest(argv[0], known) or '; there are ' + ', '.join(known)}")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv, argparse.Namespace(argv=argv))
     try:
         code = args.run(args)
         print(end="", flush=True)
@@ -146,6 +165,26 @@ def _push(args: argparse.Namespace) -> None:
     print(push_run(folder, args.repo_id, private=not args.public))
 
 
+def _push_dataset(args: argparse.Namespace) -> None:
+    from ptft_recipes.data import DatasetArguments
+    from ptft_recipes.dataset_push import prepare_splits, push_dataset
+    from ptft_recipes.hub import check_login
+    from ptft_recipes.hub_client import hide_bars
+
+    hide_bars()
+    check_login(args.repo_id, not args.public, "dataset")  # before all of it is read
+    is_file = os.path.isfile(args.source)
+    source = {"train_file" if is_file else "dataset_name": args.source}
+    names = ("validation_file", "test_file", "dataset_config", "dataset_revision", "drop_bad_rows")
+    data_args = DatasetArguments(**source, **{name: getattr(args, name) for name in names})
+    if not is_file and (data_args.validation_file or data_args.test_file):
+        raise InputError(f"{args.source} is no file; --validation_file and --test_file go with one")
+    columns = (args.text_column, args.text_pair_column, args.label_column, args.label_separator)
+    raw, report = prepare_splits(data_args, args.task, *columns)
+    retry = shlex.join(["ptft", *args.argv])
+    print(push_dataset(raw, report, args.repo_id, private=not args.public, retry=retry))
+
+
 def _space(args: argparse.Namespace) -> None:
     folder = _finished_run(args.folder)
     from ptft_recipes.spaces import write_space
@@ -174,7 +213,7 @@ def _completion(args: argparse.Namespace) -> None:
         for action in command._actions:
             if action.metavar in ("RUN", "DIR"):
                 action.complete = shtab.DIRECTORY
-            elif action.metavar in ("DEST", "FILE"):
+            elif action.metavar in ("DEST", "FILE", "SOURCE"):
                 action.complete = shtab.FILE
             elif action.dest == "name":
                 action.choices = [*recipe_files(), *config_files()]

@@ -4,20 +4,19 @@ import hashlib
 import io
 import json
 import logging
-import os
 import shlex
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, set_client_factory
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
-from huggingface_hub.utils._http import default_client_factory
 
 from ptft_recipes.card import write_model_card
 from ptft_recipes.errors import InputError, PushError, one_line
+from ptft_recipes.hub_client import hide_bars, limit_waiting
 from ptft_recipes.outgoing import LOADED, WEIGHTS, outgoing_files
 
 logger = logging.getLogger(__name__)
@@ -97,7 +96,7 @@ def check_login(repo_id: str | None = None, private: bool = True, repo_type: str
     Returns:
         The id with its owner.
     """
-    _limit_waiting()
+    limit_waiting(SILENCE)
     api = HfApi()
     try:
         user = api.whoami()
@@ -172,6 +171,7 @@ def push_files(repo_id: str, files: dict[str, bytes | Path], message: str, repo_
     Raises:
         Exception: Of the client; a RuntimeError if something else arrived than was sent.
     """
+    hide_bars()
     api, sums = HfApi(), {name: _checksums(content) for name, content in files.items()}
     kind = {"repo_id": repo_id, "repo_type": repo_type}
 
@@ -208,7 +208,7 @@ def _persistently(attempt: Callable[[], Any]) -> Any:
 
 def _push(output_dir: Path, repo_id: str, private: bool) -> str:
     """Push what of a run may leave the machine, and say how to try again if that fails."""
-    _limit_waiting()
+    limit_waiting(SILENCE)
     try:
         repo_id = make_repository(repo_id, private)
         results = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
@@ -275,21 +275,6 @@ def _may_pass(error: BaseException | None) -> bool:
             return False
         error = error.__cause__
     return True
-
-
-def _client_with_timeout():
-    client = default_client_factory()
-    client.timeout = SILENCE
-    return client
-
-
-def _limit_waiting() -> None:
-    """Give the client timeouts: in Python it has none, and in Rust many minutes of tries; it reads these once."""
-    set_client_factory(_client_with_timeout)
-    for name, value in {
-        "READ_TIMEOUT": f"{SILENCE:.0f}s", "RETRY_MAX_DURATION": f"{SILENCE:.0f}s", "RETRY_MAX_ATTEMPTS": "2",
-    }.items():  # fmt: skip
-        os.environ.setdefault(f"HF_XET_CLIENT_{name}", value)
 
 
 def _reason(error: Exception) -> str:

@@ -1,15 +1,12 @@
 """What of a run leaves the machine: files on a list, without the paths and the secrets of this machine."""
 
 import json
-import os
-import re
 from pathlib import Path
-from typing import Any
 
 import yaml
-from huggingface_hub import get_token
 
 from ptft_recipes.errors import PushError
+from ptft_recipes.redaction import secret_pattern, without_local_paths
 from ptft_recipes.reporting import WRITTEN_BY_A_RUN, dump_yaml
 
 # No data, no predictions with text, no optimizer, no pickle, no token. A pattern that starts with * would also match
@@ -29,14 +26,6 @@ LOADED = (
 ALLOWED = ("README.md", "results.json", "config.yaml", "plots/*.png", *LOADED)
 # Files that name where something came from; the others are sent as they are.
 WITH_PATHS = {"results.json", "config.yaml", "config.json", "adapter_config.json", "tokenizer_config.json"}
-NOT_PATHS = {"label_names", "id2label", "label2id", "added_tokens_decoder", "chat_template"}  # whatever they look like
-
-# An absolute path of at least two parts, alone or behind a name as in `general=/home/me/news.txt`.
-ABSOLUTE_PATH = re.compile(
-    r"(?P<name>[\w.-]+=)?(?:file://)?(?:~[\w.-]*|[A-Za-z]:)?[/\\](?:[^\n]*[/\\])(?P<last>[^/\\\n]+)[/\\]*"
-)
-TOKEN = re.compile(rb"(?<![A-Za-z0-9])(?:hf_|api_org_)[A-Za-z0-9]{16,}|://[^\s/:@\"]+:[^\s/:@\"]+@")
-SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|_KEY")
 
 
 def pushed_files(folder: Path, allowed: tuple[str, ...] = ALLOWED) -> list[str]:
@@ -76,38 +65,11 @@ def outgoing_files(folder: Path, allowed: tuple[str, ...] = ALLOWED) -> dict[str
                 text = json.dumps(public, indent=2, ensure_ascii=False)
                 text = f"{WRITTEN_BY_A_RUN}\n{dump_yaml(public)}" if name.endswith(".yaml") else f"{text}\n"
                 files[name] = text.encode()
-    secrets = {value.encode() for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) > 11}
-    secrets |= {token.encode() for token in [get_token()] if token}
+    secret = secret_pattern()
     for name, content in files.items():
-        data = content if isinstance(content, bytes) else _readable_part(content)
-        if TOKEN.search(data) or any(secret in data for secret in secrets):
+        if secret.search(content if isinstance(content, bytes) else _readable_part(content)):
             raise PushError(f"{folder / name} holds what looks like a token or a password; nothing was pushed")
     return files
-
-
-def without_local_paths(value: Any) -> Any:
-    """Return a value of JSON with `<local>/name` in place of each absolute path; no Hub id looks like that.
-
-    >>> without_local_paths({"base_model": "/home/me/bert", "mix": ["papers=/data/a.txt"], "data": "demo/roles"})
-    {'base_model': '<local>/bert', 'mix': ['papers=<local>/a.txt'], 'data': 'demo/roles'}
-    """
-    if isinstance(value, dict):
-        public: dict[str, Any] = {}
-        for key, found in value.items():
-            name = str(without_local_paths(key))  # adapters that were merged are named by their paths
-            name = name if name not in public else f"{name} ({len(public)})"
-            public[name] = found if key in NOT_PATHS else without_local_paths(found)
-        return public
-    if isinstance(value, list):
-        return [without_local_paths(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    if match := ABSOLUTE_PATH.fullmatch(value):
-        return f"{match['name'] or ''}<local>/{match['last']}"
-    for place in (Path.cwd(), Path.home()):  # in the middle of a text
-        if len(place.parts) > 1:
-            value = value.replace(f"{place}{os.sep}", "<local>/")
-    return value
 
 
 def _readable_part(path: Path) -> bytes:

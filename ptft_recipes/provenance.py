@@ -3,12 +3,11 @@
 import importlib.metadata
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,13 +15,9 @@ import torch
 from transformers import TrainerCallback
 
 import ptft_recipes
+from ptft_recipes.redaction import portable
 
 PACKAGES = ("transformers", "accelerate", "peft", "datasets", "evaluate", "tokenizers", "torch", "numpy")
-
-
-# The folders of an absolute path somewhere in a value, as in `general=/home/me/general.txt`; not those of a URL.
-FOLDERS = re.compile(r"(?<![\w.:/\\~-])(?:~|[A-Za-z]:)?[\\/](?:[^\\/\s\"',;=]+[\\/])*(?=[^\\/\s\"',;=])")
-SECRET = re.compile(r"\bhf_\w{16,}|(?<=//)[^/\s@]+(?=@)")
 
 _starts: list[float] = []  # of the runs of this process
 
@@ -67,19 +62,6 @@ def describe_stage(run: dict[str, Any], steps: int) -> dict[str, Any]:
         "fingerprint": run["data"]["fingerprint"]["train"],
         "steps": steps,
     }
-
-
-def portable(value: str) -> str:
-    """Return a value as it may leave this machine: of an absolute path the last part, and no token of the Hub.
-
-    >>> [portable(value) for value in ("/home/me/data/train.csv", "runs/mlm", "general=/home/me/general.txt", "0/5")]
-    ['train.csv', 'runs/mlm', 'general=general.txt', '0/5']
-    >>> portable("https://me:password@host/data/train.csv")
-    'https://***@host/data/train.csv'
-    """
-    if value.startswith("~") or os.path.isabs(value) or PureWindowsPath(value).is_absolute():
-        return re.split(r"[\\/]", value.rstrip("\\/"))[-1] or value
-    return SECRET.sub("***", FOLDERS.sub("", value))
 
 
 def seconds_since_start() -> float:

@@ -1,6 +1,7 @@
 """Recipes and configurations that travel with the library: found by name, copied, and the command that runs a copy."""
 
 import ast
+import contextlib
 import importlib.machinery
 import os
 import re
@@ -101,6 +102,8 @@ def copy_shipped(name: str, destination: str | Path | None = None, is_config: bo
     except FileExistsError:
         raise InputError(f"{path} exists and is left as it is; choose another name, or remove it") from None
     except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink()  # the half of it that a full disk took: the next try would find it
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
     return path, _commands(source, path)
 

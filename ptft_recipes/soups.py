@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 from datasets import DatasetDict
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from ptft_recipes.card import write_model_card
+from ptft_recipes.data import DatasetArguments
 from ptft_recipes.ensembles import by_validation, is_better
 from ptft_recipes.errors import InputError
-from ptft_recipes.finished_runs import FinishedRun
+from ptft_recipes.evaluation import with_intervals, write_lines
+from ptft_recipes.finished_runs import PREDICTIONS, FinishedRun, classifier_scores, read_lines
 from ptft_recipes.merging import average_weights, fold_adapter
 from ptft_recipes.modeling import ModelArguments
 from ptft_recipes.provenance import peak_memory, seconds_since_start
+from ptft_recipes.reporting import write_text
 from ptft_recipes.trained_checkpoints import load_checkpoint, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -115,19 +118,28 @@ def cook_soups(
     return logits
 
 
-def write_soup_cards(
-    results: dict[str, Any], members: list[FinishedRun], run: dict[str, Any], output_dir: Path
+def finish_soups(
+    results: dict[str, Any],
+    members: list[FinishedRun],
+    run: dict[str, Any],
+    data_args: DatasetArguments,
+    output_dir: Path,
 ) -> None:
-    """Write a model card into the folder of each soup, with its score on test and its members' on validation.
+    """Make of each soup's folder a finished run, which can be compared, pushed and shown like any other.
+
+    It gets its predictions, every score on test with its interval, and a card with the validation scores of what was
+    averaged.
 
     Args:
-        results: As `score_systems` returned them.
+        results: As `score_systems` returned them, which has written what each system predicts.
         members: As they were read.
         run: What `start_run` returned, with the report of the data.
+        data_args: Those of the members, by which a reader of the results knows how the texts were read.
         output_dir: Where `cook_soups` has saved the soups.
     """
     known = {"seconds": {"total": round(seconds_since_start(), 1)}, "peak_memory_gib": peak_memory(run["device"])}
-    began = {
+    known["config"] = {k: v for k, v in members[0].run["config"].items() if hasattr(data_args, k)} | run["config"]
+    known |= {
         name: value for name, value in members[0].run.items() if name.startswith("base_model") or name == "lineage"
     }
     for name in SOUPS:
@@ -140,6 +152,10 @@ def write_soup_cards(
             for member in members
             if member.folder.name in averaged
         }
-        metrics = {results["metric"]: results["systems"][name]["score"]}
-        soup = {"metrics": metrics, "run": run | known | began | {"merged": merged}}
+        lines = read_lines(output_dir / "predictions" / f"{folder.name}.jsonl")
+        write_lines(folder / PREDICTIONS, lines)
+        score, _ = classifier_scores(lines, run["data"]["problem_type"], run["data"]["label_names"])
+        metrics = with_intervals(lambda _, weights=None, score=score: score(weights), EvalPrediction(lines, lines))
+        soup = {"split": "test", "metrics": metrics, "run": run | known | {"merged": merged}}
         write_model_card(folder, soup, "text-classification", str(folder))
+        write_text(folder / "results.json", json.dumps(soup, indent=2, allow_nan=False) + "\n")

@@ -126,25 +126,32 @@ def write_space(folder: Path, destination: Path, repo_id: str | None = None) -> 
     run = _read_run(folder)
     if destination.exists():
         raise InputError(f"{destination} exists and is left as it is; name another folder, or remove it")
-    destination.mkdir(parents=True)
     try:
-        base = _copy_files(run, destination, repo_id)
-        texts = {
-            "app.py": _app(run, repr(repo_id) if repo_id else _place("model"), _place(base)),
-            "requirements.txt": _requirements(run),
-            "README.md": _readme(run, repo_id),
-        }
-        for name, text in texts.items():
-            (destination / name).write_text(text, encoding="utf-8")
-    except BaseException:
-        shutil.rmtree(destination)
-        raise
+        destination.mkdir(parents=True)
+        try:
+            _write(run, destination, repo_id)
+        except BaseException:
+            shutil.rmtree(destination, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise InputError(f"{destination}: cannot be written: {error.strerror or one_line(error)}") from error
     quoted = shlex.quote(str(destination))
     return (
         f"{destination}: a demo for {run.task}; nothing was pushed. To start it:\n\n"
         f"    python -m pip install -r {quoted}/requirements.txt\n    python {quoted}/app.py\n\n"
         f"To make it a private Space:\n\n    hf upload NAME {quoted} . --repo-type space --private"
     )
+
+
+def _write(run: _Run, destination: Path, repo_id: str | None) -> None:
+    base = _copy_files(run, destination, repo_id)
+    texts = {
+        "app.py": _app(run, repr(repo_id) if repo_id else _place("model"), _place(base)),
+        "requirements.txt": _requirements(run),
+        "README.md": _readme(run, repo_id),
+    }
+    for name, text in texts.items():
+        (destination / name).write_text(text, encoding="utf-8")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def load_tagged_splits(
     Raises:
         InputError: Data that cannot be read or used, with file and line (or split and row), and the remedy.
     """
-    if {words_column, tags_column} & {"id", "labels"} or words_column == tags_column:
+    # A data set that was pushed as it is trained on has its tags in `labels`.
+    if words_column in ("id", "labels", tags_column) or tags_column == "id":
         raise InputError("--words_column, --tags_column: `id` and `labels` are written by the recipe; name two others")
     fold, more_columns = parse_fold(data_args.fold), [*more_columns]
     of_fold = [fold.group_column] if fold and fold.group_column and fold.group_column not in more_columns else []

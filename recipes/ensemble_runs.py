@@ -23,7 +23,7 @@ from ptft_recipes.data import DatasetArguments, load_splits
 from ptft_recipes.ensembles import combine_outputs, log_systems, read_members, score_systems, with_arguments_of
 from ptft_recipes.metrics import classification_metrics
 from ptft_recipes.modeling import ModelArguments, load_tokenizer
-from ptft_recipes.soups import cook_soups, load_member, write_soup_cards
+from ptft_recipes.soups import cook_soups, finish_soups, load_member
 from ptft_recipes.tokenization import tokenize
 from ptft_recipes.training import RecipeTrainer, start_run
 from transformers import TrainingArguments
@@ -85,10 +85,10 @@ def main(argv=None):
     # 5. Evaluate: predictions, ensembles.json and ensembles.md in output_dir.
     results = score_systems(systems, members, Path(training_args.output_dir))
 
-    # 6. Publish: the soups are plain checkpoints with cards, in folders of their own.
+    # 6. Publish: each soup becomes a finished run in a folder of its own, for `ptft push`.
     log_systems(results)
     if data_args.soups:
-        write_soup_cards(results, members, run, Path(training_args.output_dir))
+        finish_soups(results, members, run, data_args, Path(training_args.output_dir))
     return results
 
 

@@ -1,6 +1,7 @@
 """The command ptft: what it lists and copies, and how it ends."""
 
 import ast
+import resource
 import shlex
 import subprocess
 import sys
@@ -55,7 +56,8 @@ class TestLs:
         assert "SST-2, sentiment of film reviews, from the Hub" in " ".join(told.split())
 
     @pytest.mark.parametrize(
-        "command", [["ls"], ["ls", "--config"], ["--help"], ["cp", "--help"], ["doctor", "--help"]]
+        "command",
+        [["ls"], ["ls", "--config"], ["--help"], *([name, "--help"] for name in ("cp", "doctor", "push-dataset"))],
     )
     def test_it_reads_well_at_80_columns_and_without_colour(self, command, capsys):
         if "--help" in command:
@@ -109,6 +111,16 @@ class TestCp:
             assert "exists and is left as it is; choose another name" in capsys.readouterr().err
         assert (empty_folder / "mine.py").read_text() == "# mine"
         assert not (empty_folder / "nowhere").exists()
+
+    def test_a_full_disk_leaves_no_half_of_a_copy(self, capsys, empty_folder):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            assert main(["cp", "finetune_cls"]) == 2
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert "finetune_cls.py: cannot be written: File too large" in capsys.readouterr().err
+        assert list(empty_folder.iterdir()) == []
 
     def test_a_folder_and_a_name_with_a_space_are_places_too(self, capsys, empty_folder):
         (empty_folder / "sub folder").mkdir()
@@ -168,7 +180,7 @@ class TestEnds:
         ("argv", "told"),
         [
             (["psuh"], "no command 'psuh'; did you mean 'push'?"),
-            (["xyz"], "no command 'xyz'; there are ls, cp, doctor, push, space, completion"),
+            (["xyz"], "no command 'xyz'; there are ls, cp, doctor, push, push-dataset, space, completion"),
             ([], "required: COMMAND"),
             (["cp"], "required: NAME"),
             (["completion", "fish"], "invalid choice: 'fish'"),
@@ -239,6 +251,20 @@ class TestCompletion:
         script = capsys.readouterr().out
         for word in ("doctor", "finetune_cls", "finetune_cls/sst2", "--accelerate_config"):
             assert word in script
+
+    def test_bash_completes_with_it(self, capsys):
+        pytest.importorskip("shtab")
+        main(["completion", "bash"])
+        asked = [["pu"], ["cp", "finetune_cl"], ["cp", "--config", "finetune_cls/ss"], ["push-dataset", "x", "--ta"]]
+        lines = [f"COMP_WORDS=(ptft {' '.join(words)}) COMP_CWORD={len(words)}; tell" for words in asked]
+        tell = 'tell() { COMPREPLY=(); _shtab_ptft; (IFS=,; echo "${COMPREPLY[*]}"); }; complete -p ptft'
+        script = "\n".join([capsys.readouterr().out, tell, *lines])
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+        first, *told = done.stdout.splitlines()
+        assert first.endswith("-F _shtab_ptft ptft")
+        assert told[0] == "push,push-dataset"
+        assert told[1].split(",")[0] == "finetune_cls"
+        assert told[2:] == ["finetune_cls/sst2", "--task"]
 
     def test_without_the_library_it_says_how_to_get_it(self, monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, "shtab", None)

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from ptft_recipes.outgoing import outgoing_files, without_local_paths
+from ptft_recipes.outgoing import outgoing_files
+from ptft_recipes.redaction import portable, without_local_paths
 
 
 @pytest.mark.parametrize(("value", "public"), [
@@ -18,6 +19,8 @@ from ptft_recipes.outgoing import outgoing_files, without_local_paths
 def test_an_absolute_path_becomes_a_name(value, public):
     assert without_local_paths(value) == public
     assert without_local_paths({"a": [value], "n": 1}) == {"a": [public], "n": 1}
+    # For people the same without the mark, which a program needs: PEFT would take a bare name for an id of the Hub.
+    assert portable(value) == public.replace("<local>/", "")
 
 
 def test_a_path_in_the_middle_of_a_text_is_cut(monkeypatch, tmp_path):

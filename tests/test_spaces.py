@@ -190,6 +190,9 @@ def test_other_tasks_a_used_folder_and_links_are_refused(tmp_path, capsys):
     (tmp_path / "space").mkdir()
     assert main(["space", str(run), str(tmp_path / "space")]) == 2
     assert "exists and is left as it is" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["space", str(run), str(tmp_path / "file" / "space")]) == 2
+    assert "cannot be written: Not a directory" in capsys.readouterr().err
     (tmp_path / "secret").write_text("hf_secret")
     (run / "vocab.txt").symlink_to(tmp_path / "secret")
     assert main(["space", str(run), str(tmp_path / "other")]) == 5

@@ -182,7 +182,7 @@ def test_what_cannot_be_learned_is_refused(tmp_path):
     with pytest.raises(InputError, match="tags such as 'B-LOC' mark entities, and '0' are of no scheme"):
         load(train_file=slip)
     with pytest.raises(InputError, match="`id` and `labels` are written by the recipe"):
-        load(train_file=train, tags="labels")
+        load(train_file=train, tags="id")
 
 
 def test_a_saved_data_set_of_texts_is_refused(tmp_path):

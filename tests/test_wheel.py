@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -118,6 +121,57 @@ def test_a_copy_runs_from_an_empty_folder_and_equals_the_recipe(name, installed,
     results = load_recipe(name).main([*flags, "--output_dir", str(tmp_path / "run")])
     assert copied["metrics"] == json.loads(json.dumps(results["metrics"]))
     assert copied["run"]["recipe"] == "mine"
+
+
+@pytest.fixture(scope="module")
+def light_wheel(tmp_path_factory):
+    """The wheel without dependencies; what it needs is this environment's, to which it leads by a .pth file.
+
+    So nothing is downloaded: of an index uv and pipx would take the newest torch, gigabytes of it.
+    """
+    root = tmp_path_factory.mktemp("light")
+    for name in ("ptft_recipes", "recipes", "accelerate_configs"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("README.md", "LICENSE"):
+        shutil.copy(ROOT / name, root)
+    text = re.sub(r"(?ms)^dependencies = \[$.*?^\]$", "dependencies = []", (ROOT / "pyproject.toml").read_text())
+    included = '\n[tool.hatch.build.targets.wheel.force-include]\n"stack.pth" = "stack.pth"\n'
+    (root / "pyproject.toml").write_text(text + included)
+    (root / "stack.pth").write_text(sysconfig.get_paths()["purelib"])
+    return build(root, "wheel", tmp_path_factory.mktemp("light_dist"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["uv", "pipx"])
+def test_uv_and_pipx_run_a_copy_by_its_header(tool, light_wheel, installed, topics, checkpoint, tmp_path):
+    if not shutil.which(tool):
+        pytest.skip(f"{tool} is not installed")
+    assert (
+        python(installed, "-m", "ptft_recipes.commands", "cp", "finetune_cls", "mine.py", cwd=tmp_path).returncode == 0
+    )
+    command = {
+        "uv": ["uv", "run", "--offline", "--no-index", "--find-links", str(light_wheel.parent), "mine.py"],
+        "pipx": ["pipx", "run", "--backend", "pip", "--skip-maintenance", "--path", "mine.py"],
+    }[tool]
+    files = (token for split, path in topics.items() for token in (f"--{split}_file", path))
+    flags = ["--model_name_or_path", checkpoint, *files, "--max_steps", "2", "--max_length", "32", "--bf16", "false"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment |= {
+        "UV_CACHE_DIR": str(tmp_path / "uv"),
+        "PIPX_HOME": str(tmp_path / "pipx"),
+        "UV_PYTHON": sys.executable,
+    }
+    environment |= {
+        "PIPX_DEFAULT_PYTHON": sys.executable,
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(light_wheel.parent),
+    }
+    command = [*command, *flags, "--output_dir", "run"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["run"]["recipe"] == "mine"
 
 
 @pytest.mark.slow

@@ -98,7 +98,8 @@ class Fault:
     Args:
         method: Of the requests that it befalls; `*` is any.
         path: A pattern that their path holds.
-        how: A status, `drop` (the connection is closed), `stall` (nothing is said), or `cut` (half an answer).
+        how: A status, `drop` (the connection is closed), `stall` (nothing is said), `cut` (half an answer), or `drip`
+            (a byte of it every tenth of a second).
         times: How many requests it befalls.
         skip: How many go well before.
         after: What was asked is done first, and only its answer is lost.
@@ -444,13 +445,15 @@ class _Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             self.hub.log.append(request)
             fault = next((fault for fault in self.hub.faults if fault.befalls(request)), None)
-        answer = self.answer(request) if fault is None or fault.after or fault.how == "cut" else Answer()
+        answer = self.answer(request) if fault is None or fault.after or fault.how in ("cut", "drip") else Answer()
         if fault is None:
             return self.send(request, answer)
         if fault.how == "stall":
             self.hub.closing.wait(60)
         if fault.how == "cut":
             return self.send(request, answer, cut=True)
+        if fault.how == "drip":
+            return self.send(request, answer, drip=True)
         if isinstance(fault.how, int):
             content = {"error": f"injected {fault.how}"} if fault.body is None else fault.body
             content = content.encode() if isinstance(content, str) else content
@@ -475,14 +478,18 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {"X-Error-Message": refused.message} | ({"X-Error-Code": refused.code} if refused.code else {})
             return Answer(refused.status, refused.body, headers)
 
-    def send(self, request: Request, answer: Answer, cut: bool = False) -> None:
+    def send(self, request: Request, answer: Answer, cut: bool = False, drip: bool = False) -> None:
         request.status = answer.status
         data, headers = answer.encoded()
         self.send_response(answer.status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
+        if drip:
+            for byte in data:
+                self.wfile.write(bytes([byte]))
+                self.hub.closing.wait(0.1)
+        elif self.command != "HEAD":
             self.wfile.write(data[: len(data) // 2] if cut else data)
         self.close_connection = self.close_connection or cut
 

@@ -49,9 +49,10 @@ def commits(hub, repo="me/mine") -> list[str]:
 
 
 @BOTH
-def test_a_run_is_pushed_privately_whole_and_once(hub, run):
+def test_a_run_is_pushed_privately_whole_and_once(hub, run, capfd):
     (run / ".env").write_text("SECRET=1")
     address = push_run(run)
+    assert "%|" not in capfd.readouterr().err, "no progress bars where there is no terminal"
     files = hub.repository("me/mine").head().files
     assert sorted(files) == [".gitattributes", *pushed_files(run)]
     assert {"README.md", "config.json", "config.yaml", "model.safetensors", "results.json"} <= {*files}
@@ -232,13 +233,14 @@ def test_what_arrives_otherwise_than_sent_is_no_success(hub, run):
 
 
 FAULTS = [(how, at) for at in ("/repos/create", "/api/models/me/mine$") for how in (500, "stall", "drop")]
-FAULTS += [("drop", "/commit/"), (403, "/repos/create"), ("stall", "validate-yaml"), (500, "/preupload/"),
-           ("stall", "/paths-info/"), (500, "/lfs/"), ("stall", "/lfs/"), (401, "/commit/"), (404, "/commit/"),
-           (400, "/commit/"), (413, "/commit/")]  # fmt: skip
+FAULTS += [("drip", "/preupload/"), ("drip", "/repos/create"), ("drop", "/commit/"), (403, "/repos/create"),
+           ("stall", "validate-yaml"), (500, "/preupload/"), ("stall", "/paths-info/"), (500, "/lfs/"),
+           ("stall", "/lfs/"), (401, "/commit/"), (404, "/commit/"), (400, "/commit/"), (413, "/commit/")]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("how", "at"), [(403, "/commit/"), ("stall", "/commit/"), (500, "/commit/"), *slowly(*FAULTS)]
+    ("how", "at"),
+    [(403, "/commit/"), ("stall", "/commit/"), (500, "/commit/"), ("drip", "/paths-info/"), *slowly(*FAULTS)],
 )
 def test_a_push_that_fails_keeps_everything_and_says_how_to_retry(hub, run, how, at, monkeypatch):
     check_login("mine")

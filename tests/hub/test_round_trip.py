@@ -1,5 +1,6 @@
 """A stranger who has nothing but the id loads what was pushed, and gets the same numbers."""
 
+import json
 import re
 import shutil
 
@@ -56,6 +57,27 @@ def test_an_adapter(hub, method, checkpoint, topics, tmp_path):
     assert {"adapter_model.safetensors", "adapter_config.json"} <= {*files}
     assert "model.safetensors" not in files
     assert re.search(rb'"base_model_name_or_path": "<local>/bert\d*"', hub.content(source, "adapter_config.json"))
+
+
+@pytest.mark.slow
+def test_a_soup(hub, run, checkpoint, topics, tmp_path):
+    other = train("finetune_cls", checkpoint, topics, tmp_path / "other", "--seed", "43")
+    # Only runs that have chosen an epoch on validation are put together.
+    for folder in (run, other):
+        results = json.loads((folder / "results.json").read_text())
+        results["run"]["validation"] = {"macro_f1": 0.5}
+        (folder / "results.json").write_text(json.dumps(results))
+    argv = ["--runs", str(run), str(other), "--output_dir", str(tmp_path / "all"), "--bf16", "false"]
+    load_recipe("ensemble_runs").main([*argv, "--use_cpu", "true", "--disable_tqdm", "true"])
+    soup = tmp_path / "all" / "uniform_soup"
+    before = logits(AutoModelForSequenceClassification.from_pretrained(soup), soup)
+    source = pushed(soup, tmp_path, "soup")
+    assert torch.equal(logits(AutoModelForSequenceClassification.from_pretrained(source), source), before)
+    files = hub.repository(source).head().files
+    assert {"README.md", "results.json", "tokenizer.json"} <= {*files}
+    assert "predictions/test.jsonl" not in files
+    for name in ("README.md", "results.json"):
+        assert str(tmp_path.parent).encode() not in hub.content(source, name)
 
 
 def test_a_masked_language_model(hub, checkpoint, corpus, tmp_path):

@@ -13,6 +13,7 @@ from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ptft_recipes.errors import InputError
+from ptft_recipes.finished_runs import read_run
 from ptft_recipes.merging import fold_adapter
 
 
@@ -99,6 +100,12 @@ def test_outputs_and_weights_are_averaged_as_computed_by_hand(train, topics, tmp
     assert f"| seed_1 | {validation[folders[0]]:.3f} |" in card
     assert str(tmp_path) not in card
     run_card(tmp_path / "all" / "uniform_soup")
+    for name in ("uniform_soup", "greedy_soup"):  # a run like any other: its scores are those of its predictions
+        soup = read_run(tmp_path / "all" / name)
+        assert soup.metrics["macro_f1"]["value"] == report["systems"][name.replace("_", " ")]["score"]["value"]
+        assert {"accuracy", "roc_auc"} <= {*soup.metrics}
+        assert (soup.ids, soup.truth) == (read_run(folders[0]).ids, gold)
+        assert soup.run["config"]["max_length"] == 32
 
     again = run_ensemble(folders, tmp_path / "all", "--soups", "false", "--metric", "accuracy")
     assert again["systems"]["members"]["score"]["value"] == pytest.approx(
