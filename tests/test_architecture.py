@@ -11,6 +11,8 @@ EDGES = {
     "adapters": {"architectures", "bottleneck", "embeddings", "errors"},
     "architectures": {"errors"},
     "bottleneck": {"architectures", "errors"},
+    "augmentation": {"adapters", "errors", "rewriting", "tag_schemes", "word_edits"},
+    "batch_augmentation": {"augmentation", "errors", "tuning"},
     "blocks": {"errors"},
     "caching": set(),
     "calibration": {"labels", "metrics"},
@@ -97,6 +99,7 @@ EDGES = {
     "resampling": set(),
     "resources": {"errors"},
     "resuming": {"checkpoints", "errors", "reporting"},
+    "rewriting": {"errors", "modeling", "sparse_head", "word_edits"},
     "safe_files": {"errors"},
     "sampling": {"acceleration"},
     "saved_adapters": {"adapters", "embeddings", "errors", "safe_files"},
@@ -126,12 +129,13 @@ EDGES = {
     "tokenization": {"errors"},
     "trained_checkpoints": {"demo", "errors", "labels", "modeling", "saved_adapters"},
     "training": {
-        "acceleration", "adapters", "checkpoint_uploads", "errors", "features", "hub", "logs", "merging", "metrics",
+        "acceleration", "adapters", "batch_augmentation", "checkpoint_uploads", "errors", "features", "hub", "logs", "merging", "metrics",
         "modeling", "optimization", "provenance", "regularization", "resuming", "sealed_trainer", "tuning",
     },
     "tuning": {"adapters", "errors", "merging", "optimization", "saved_adapters"},
     "vocabulary": {"errors"},
     "windows": {"errors"},
+    "word_edits": {"errors", "perturbations", "safe_files"},
     "yaml_files": {"config_files", "errors", "safe_files"},
 }  # fmt: skip
 
