@@ -129,8 +129,9 @@ EDGES = {
     "tokenization": {"errors"},
     "trained_checkpoints": {"demo", "errors", "labels", "modeling", "saved_adapters"},
     "training": {
-        "acceleration", "adapters", "batch_augmentation", "checkpoint_uploads", "errors", "features", "hub", "logs", "merging", "metrics",
-        "modeling", "optimization", "provenance", "regularization", "resuming", "sealed_trainer", "tuning",
+        "acceleration", "adapters", "batch_augmentation", "checkpoint_uploads", "errors", "features", "hub", "logs",
+        "merging", "metrics", "modeling", "optimization", "provenance", "regularization", "resuming", "sealed_trainer",
+        "tuning",
     },
     "tuning": {"adapters", "errors", "merging", "optimization", "saved_adapters"},
     "vocabulary": {"errors"},
