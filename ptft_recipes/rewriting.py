@@ -165,7 +165,8 @@ def _translate(texts: list[str], tokenizer, model, source: str | None, target: s
     for rows in (order[i : i + BATCH].tolist() for i in range(0, len(order), BATCH)):
         batch = tokenizer([texts[i] for i in rows], truncation=True, padding=True, return_tensors="pt")
         batch = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
-        longest = 2 * batch["input_ids"].shape[1] + 10  # a loop ends there
+        # A loop ends there, and no decoder is asked for a position that it does not have.
+        longest = min(2 * batch["input_ids"].shape[1] + 10, tokenizer.model_max_length - 1)
         output = model.generate(**batch, **settings, max_new_tokens=longest)
         for i, text in zip(rows, tokenizer.batch_decode(output, skip_special_tokens=True), strict=True):
             translated[i] = text

@@ -56,18 +56,16 @@ def test_what_is_hidden_has_no_part_in_what_the_head_reads(checkpoints):
         assert not torch.allclose(plain, logits[0]), family
 
 
-@pytest.mark.parametrize("augment", [["span_cutoff=0.3"], ["mixup=0.4"]])
+@pytest.mark.parametrize("augment", ["span_cutoff=0.3", "mixup=0.4"])
 def test_evaluation_reads_what_there_is(checkpoint, augment):
-    model, inputs = classifier(checkpoint).eval(), {"input_ids": IDS, "attention_mask": (IDS > 0).long()}
+    model = classifier(checkpoint, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).eval()
+    model.config.problem_type = "single_label_classification"
+    inputs = {"input_ids": IDS, "attention_mask": (IDS > 0).long()}
     before = model(**inputs).logits
-    augment_batches(model, augment, TuningArguments(), partial(classification_loss), ["input_ids"]) if augment[0][
-        0
-    ] == "s" else Mixup(model, 0.4)
+    augment_batches(model, [augment], TuningArguments(), classification_loss, ["input_ids"])
     assert torch.equal(model(**inputs).logits, before)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    assert not torch.equal(model.train()(**inputs).logits, before)
+    torch.manual_seed(1)
+    assert not torch.allclose(model.train()(**inputs).logits, before)
     assert torch.equal(model.eval()(**inputs).logits, before)
 
 
@@ -86,41 +84,39 @@ def test_with_r_drop_the_first_pass_reads_the_whole_rows(checkpoint, tmp_path):
     assert (mask[8:].sum(1) == 8).all()
 
 
-def reference(model, alpha_draw, layer, partners):
-    """Compute the logits of mixed rows from the modules of the tiny BERT, one after the other."""
-    body = model.bert
+@torch.no_grad()
+def reference(model, share, layer, partners):
+    """Compute the logits of mixed rows from the modules of the tiny BERT, one after the other, without hooks."""
+    body = model.eval().bert
     attention = torch.zeros(len(IDS), 1, 1, IDS.shape[1]).masked_fill((IDS == 0)[:, None, None], float("-inf"))
     hidden = body.embeddings(IDS)
     for number, module in enumerate(body.encoder.layer):
         hidden = module(hidden, attention)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         if number == layer:
-            hidden = alpha_draw * hidden + (1 - alpha_draw) * hidden[partners]
+            hidden = share * hidden + (1 - share) * hidden[partners]
     return model.classifier(body.pooler(hidden))
 
 
 def test_hidden_states_of_two_rows_are_mixed_behind_an_upper_layer(checkpoint):
-    model = classifier(checkpoint, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
-    mixup = Mixup(model, 0.4)
-    shares = []
-    for seed in range(5):
+    model = classifier(checkpoint, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_hidden_layers=4)
+    for parameter in model.parameters():
+        parameter.data *= 5  # so that rows and layers differ
+    mixup, shares, layers = Mixup(model, 2.0), set(), set()
+    for seed in range(12):
         torch.manual_seed(seed)
-        logits = model(input_ids=IDS, attention_mask=(IDS > 0).long()).logits
+        with torch.no_grad():
+            logits = model.train()(input_ids=IDS, attention_mask=(IDS > 0).long()).logits
         assert sorted(mixup.partners.tolist()) == [0, 1, 2]
-        torch.testing.assert_close(logits, reference(model, mixup.share, 1, mixup.partners), rtol=1e-4, atol=1e-5)
-        shares.append(mixup.share)
-    assert all(0.5 <= share <= 1 for share in shares)
-    assert len({*shares}) == 5
-
-
-def test_every_layer_of_the_upper_half_has_its_turn(checkpoint):
-    model = classifier(checkpoint, num_hidden_layers=5).train()
-    mixup, seen = Mixup(model, 0.4), set()
-    for _ in range(40):
-        model(input_ids=IDS, attention_mask=(IDS > 0).long())
-        seen.add(mixup.layer)
-    assert mixup.layers == 3
-    assert seen == {0, 1, 2}
+        mixed = [reference(model, mixup.share, 2 + number, mixup.partners) for number in range(2)]
+        torch.testing.assert_close(logits, mixed[mixup.layer], rtol=1e-4, atol=1e-4)
+        if mixup.partners.tolist() != [0, 1, 2]:
+            assert not torch.allclose(logits, mixed[1 - mixup.layer], rtol=1e-2, atol=1e-2)
+            layers.add(mixup.layer)
+        assert 0.5 <= mixup.share <= 1
+        shares.add(mixup.share)
+    assert len(shares) == 12
+    assert layers == {0, 1}
 
 
 def test_the_shares_follow_the_beta_distribution(checkpoint):
@@ -171,19 +167,20 @@ def test_the_loss_of_several_labels_and_of_numbers():
 
 
 def test_a_resumed_run_draws_what_it_would_have_drawn(checkpoint, tmp_path):
+    path = str(tmp_path / "checkpoint")
+    classifier(checkpoint, problem_type="single_label_classification").save_pretrained(path)
     ends = []
-    for name, augment in (("whole", ["span_cutoff=0.3", "mixup=0.4"]), ("resumed",) * 2, ("plain", [])):
-        augment = ["span_cutoff=0.3", "mixup=0.4"] if name == "resumed" else augment
+    for name in ("whole", "resumed", "plain"):
+        augment = [] if name == "plain" else ["span_cutoff=0.3", "mixup=0.4"]
         folder = str(tmp_path / name)
         options = {"augment": augment, "train_dataset": rows("sequence", 32)}
-        trainer, _ = build_trainer(checkpoint, "sequence", folder, 4, 1, **options)
-        trainer.model.config.problem_type = "single_label_classification"
+        trainer, _ = build_trainer(path, "sequence", folder, 4, 1, **options)
         trainer.args.max_steps, trainer.args.save_steps, trainer.args.save_strategy = 6, 3, "steps"
         trainer.args.lr_scheduler_type = "constant"
         if name == "resumed":
             trainer.args.max_steps = 3
             trainer.train()
-            trainer, _ = build_trainer(checkpoint, "sequence", folder, 4, 1, **options)
+            trainer, _ = build_trainer(path, "sequence", folder, 4, 1, **options)
             trainer.args.max_steps, trainer.args.lr_scheduler_type = 6, "constant"
             trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-3")
         else:

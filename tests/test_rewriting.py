@@ -13,7 +13,7 @@ SENTENCES = [row["text"].split() for row in topic_rows(40, seed=0)]
 WORDS = {*FILLERS, *(word for topic in TOPICS.values() for word in topic)}
 
 
-def generators(seed=0, count=len(SENTENCES)):
+def generators(seed=0, count=40):
     return [np.random.default_rng([seed, i]) for i in range(count)]
 
 
@@ -51,7 +51,7 @@ def test_words_are_replaced_by_what_the_model_expects(masked_lm):
         # Not the word that stood there: in its place the next one.
         assert all(edit[i][0] == ("bank" if words[i] == "coach" else "coach") for i in changed)
         replaced += len(changed)
-    assert replaced > 80
+    assert replaced > 60
 
 
 def test_punctuation_and_capitals_stay_and_entities_are_left_alone(masked_lm):
