@@ -14,7 +14,7 @@ from ptft_recipes.augmentation import parse_augment
 from ptft_recipes.errors import InputError
 from ptft_recipes.tuning import TuningArguments
 
-LAYER = re.compile(r"\.(?:layer|layers|h|block)\.\d+$")
+LAYER = re.compile(r"(.*\.(?:layer|layers|h|block)\.)\d+")
 
 
 def augment_batches(
@@ -57,6 +57,8 @@ def augment_batches(
 def _cut_off(model, args, kwargs: dict, *, share: float, is_second_half: bool):
     if not model.training:
         return None
+    if kwargs.get("attention_mask") is None:
+        raise InputError("--augment span_cutoff: this model reads no attention mask, by which a span could be hidden")
     mask = hide_spans(kwargs["attention_mask"], share)
     if is_second_half:
         half = len(mask) // 2
@@ -106,7 +108,8 @@ class Mixup:
     """
 
     def __init__(self, model: torch.nn.Module, alpha: float):  # noqa: D107
-        layers = [module for name, module in model.named_modules() if LAYER.search(f".{name}")]
+        numbered = [(match[1], module) for name, module in model.named_modules() if (match := LAYER.fullmatch(name))]
+        layers = [module for stack, module in numbered if stack == numbered[0][0]]  # and not what they have within
         if len(layers) < 2 or getattr(model.config, "is_encoder_decoder", False):
             raise InputError("--augment mixup: the layers of this model share their weights or are not of one encoder")
         upper = layers[len(layers) // 2 :]
@@ -126,6 +129,8 @@ class Mixup:
         if not layer.training or number != self.layer:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
+        if len(hidden) != len(self.partners):
+            raise InputError("--augment mixup: this model packs its rows into one; pass --attn_implementation sdpa")
         mixed = self.share * hidden + (1 - self.share) * hidden[self.partners]
         return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 

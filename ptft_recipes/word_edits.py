@@ -57,10 +57,13 @@ def random_swap(words: list[str], entities: list[int], generator: np.random.Gene
     Recognition (2020), section 3, shuffle within segments.
     """
     edit = [(word, i) for i, word in enumerate(words)]
+    members: dict[int, list[int]] = {}
+    for i, entity in enumerate(entities):
+        members.setdefault(entity, []).append(i)
     for _ in range(changes(words, share)):
-        one = int(generator.integers(len(words)))
-        if others := [i for i, entity in enumerate(entities) if entity == entities[one] and i != one]:
-            other = int(generator.choice(others))
+        places = members[entities[int(generator.integers(len(words)))]]
+        if len(places) > 1:
+            one, other = (places[i] for i in generator.choice(len(places), 2, replace=False))
             edit[one], edit[other] = edit[other], edit[one]
     return edit
 
@@ -84,10 +87,11 @@ def random_insertion(
     known = [i for i, word in enumerate(words) if core(word).lower() in synonyms and not entities[i]]
     for _ in range(changes(words, share) if known else 0):
         source = int(generator.choice(known))
-        around = [0, *(entities[i] for _, i in edit), 0]  # of the words before and after each place
-        places = [i for i in range(len(edit) + 1) if not around[i] or around[i] != around[i + 1]]
         synonym = str(generator.choice(synonyms[core(words[source]).lower()]))
-        edit.insert(int(generator.choice(places)), (synonym, source))
+        place = int(generator.integers(len(edit) + 1))
+        while 0 < place < len(edit) and 0 != entities[edit[place - 1][1]] == entities[edit[place][1]]:
+            place = int(generator.integers(len(edit) + 1))
+        edit.insert(place, (synonym, source))
     return edit
 
 

@@ -134,6 +134,18 @@ def test_the_shares_follow_the_beta_distribution(checkpoint):
     assert 0.54 < means[1] < 0.59
 
 
+def test_what_a_hook_cannot_do_is_said(checkpoint):
+    model = classifier(checkpoint).train()
+    model.config.problem_type = "single_label_classification"
+    augment_batches(model, ["span_cutoff=0.2"], TuningArguments(), classification_loss, ["input_ids"])
+    with pytest.raises(InputError, match="span_cutoff: this model reads no attention mask"):
+        model(input_ids=IDS)
+    mixup = Mixup(model, 0.4)
+    mixup._draw(model, (), {"input_ids": IDS})
+    with pytest.raises(InputError, match="mixup: this model packs its rows"):
+        mixup._mix(mixup.layer, model.bert.encoder.layer[1], (), torch.zeros(17, 32))  # tokens of all rows
+
+
 class Drawn:
     share, partners = 0.7, torch.tensor([2, 0, 3, 1])
 
