@@ -128,7 +128,7 @@ def parse_augment(pairs: Sequence[str]) -> Augmentation:
 def augment_rows(rows: Dataset, augment: Sequence[str], columns: Sequence[str], run: dict[str, Any]) -> Dataset:
     """Return the training rows and, after them, the copies that `--augment` asks for.
 
-    What becomes of a row depends on the seed, its number and that of the copy alone; translations are drawn by batches.
+    What becomes of a row depends on the seed, its number and that of the copy; translations are drawn by batches.
     Tags follow their words, and where words have moved those of entities are written anew by the scheme.
 
     Args:

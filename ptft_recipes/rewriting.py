@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from ptft_recipes.errors import InputError
-from ptft_recipes.modeling import ModelArguments, digest_weights, from_pretrained, load_tokenizer
+from ptft_recipes.modeling import ModelArguments, digest_weights, load_model, load_tokenizer
 from ptft_recipes.sparse_head import only_at
 from ptft_recipes.word_edits import Edit, changes, core, replace_core
 
@@ -18,9 +18,13 @@ TOP_K = 10  # tokens that may be drawn at a place (Edunov et al., 2018, section 
 def _load(auto_class, name: str):
     arguments = ModelArguments(name)
     tokenizer = load_tokenizer(arguments)
-    model = from_pretrained(auto_class, arguments, use_safetensors=True, dtype="float32").eval()
+    model, new_modules = load_model(auto_class, arguments, tokenizer)
+    if new_modules:  # a head of random weights would write random words
+        raise InputError(
+            f"--augment: {name} brings no weights for {', '.join(new_modules)}; name a model that was trained"
+        )
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return tokenizer, model.to(device)
+    return tokenizer, model.eval().to(device)
 
 
 class ContextualReplacement:

@@ -177,5 +177,7 @@ def test_a_model_of_many_languages_is_told_which(translators, monkeypatch):
 def test_a_model_that_is_none_of_the_kind(checkpoint, tmp_path):
     with pytest.raises(InputError, match="cannot load"):
         ContextualReplacement(str(tmp_path / "nowhere"), 0.1)
+    with pytest.raises(InputError, match=r"brings no weights for cls\.predictions"):
+        ContextualReplacement(checkpoint, 0.1)  # an encoder without the head of a language model
     with pytest.raises(InputError, match="cannot load AutoModelForSeq2SeqLM"):
         BackTranslation(checkpoint, checkpoint)
