@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import re
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -202,13 +203,16 @@ class AdaLoraCallback(TrainerCallback):
         self.rank_pattern, config.rank_pattern = config.rank_pattern, None
 
 
-def parse_kwargs(method: str, config_class: type, tuning_kwargs: list[str]) -> dict[str, Any]:
+def parse_kwargs(
+    method: str, config_class: type, pairs: Sequence[str], option: str = "--tuning_kwargs"
+) -> dict[str, Any]:
     """Parse `name=value` pairs into the fields of a configuration, checked by name and type.
 
     Args:
         method: For the error.
         config_class: A dataclass; what it inherits from `PeftConfig` is not to be set by hand.
-        tuning_kwargs: `name=value` pairs, values in YAML.
+        pairs: `name=value`, values in YAML.
+        option: By which they were given, for the error.
 
     Raises:
         InputError: No such field, or a value of another type.
@@ -217,17 +221,17 @@ def parse_kwargs(method: str, config_class: type, tuning_kwargs: list[str]) -> d
     settable = {f.name for f in dataclasses.fields(config_class) if f.init} - inherited
     types = typing.get_type_hints(config_class)
     values = {}
-    for pair in tuning_kwargs:
+    for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
-            raise InputError(f"--tuning_kwargs {pair}: expected name=value")
+            raise InputError(f"{option} {pair}: expected name=value")
         if name not in settable:
             there = ", ".join(sorted(settable))
-            raise InputError(f"--tuning_kwargs {name}: {method} has no such field{nearest(name, settable)} ({there})")
+            raise InputError(f"{option} {name}: {method} has no such field{nearest(name, settable)} ({there})")
         try:
             value = yaml.safe_load(text)
         except (yaml.YAMLError, RecursionError) as error:
-            raise InputError(f"--tuning_kwargs {pair:.80}: {getattr(error, 'problem', error)}") from None
+            raise InputError(f"{option} {pair:.80}: {getattr(error, 'problem', error)}") from None
         if isinstance(value, str) and _is_float(value):
             value = float(value)  # YAML reads 1e-3 as text
         elif type(value) is int and takes(types[name], float) and not takes(types[name], int):
@@ -235,7 +239,7 @@ def parse_kwargs(method: str, config_class: type, tuning_kwargs: list[str]) -> d
         try:
             type_validator(name, value, types[name])
         except TypeError:
-            raise InputError(f"--tuning_kwargs {pair}: {name} must be {type_name(types[name])}") from None
+            raise InputError(f"{option} {pair}: {name} must be {type_name(types[name])}") from None
         values[name] = value
     return values
 

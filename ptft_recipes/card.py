@@ -171,6 +171,8 @@ def _data_section(run: dict[str, Any]) -> str:
     source += whose
     if mixed := {name: share for name, share in data.get("mix", {}).items() if share}:
         source += "; mixed in: " + ", ".join(f"{code(name)} ({share:.0%})" for name, share in mixed.items())
+    if augmented := data.get("augmentation"):
+        source += f"; {augmented['rows'] - data['rows']['train']:,} augmented copies of training rows on top"
     kinds = [kind for kind in COUNTED if kind in data.get("tokens", {}).get("train", {})]
     headings = ["split", "rows", "dropped", *(COUNTED[kind] for kind in kinds), "also in train", "fingerprint"]
     rows = []

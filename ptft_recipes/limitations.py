@@ -103,9 +103,11 @@ def _of_texts(data: dict[str, Any]) -> list[str]:
     found = []
     for split in ("train", "test"):
         counts, rows = _counts(data, split), data["rows"].get(split)
-        cut = counts.get("truncated_rows") or 0
-        if rows and cut > (SOME * rows if split == "train" else 0):
-            found.append(f"{_share(cut, rows)} of the {split} rows are longer than the model was shown, and were cut.")
+        cut, read = counts.get("truncated_rows") or 0, rows
+        if split == "train":
+            read = data.get("augmentation", {}).get("rows", rows)
+        if rows and cut > (SOME * read if split == "train" else 0):
+            found.append(f"{_share(cut, read)} of the {split} rows are longer than the model was shown, and were cut.")
         if rows and (dropped := data.get("dropped", {}).get(split, 0)):
             found.append(f"{_share(dropped, rows + dropped)} of the {split} rows were dropped: no text, or no label.")
     counts, rows = _counts(data, "test"), data["rows"].get("test")

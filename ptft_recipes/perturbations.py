@@ -9,17 +9,22 @@ from datasets import Dataset
 TYPO_RATE, DROP_RATE = 0.1, 0.1  # of the words
 
 
-def add_typos(text: str, generator: np.random.Generator) -> str:
-    """Swap two neighbours, leave out or double a letter, in a tenth of the words of four letters or more.
+def add_typos(text: str, generator: np.random.Generator, rate: float = TYPO_RATE) -> str:
+    """Swap two neighbours, leave out or double a letter, in some of the words of four letters or more.
 
     The first letter stays, as in most typing errors.
+
+    Args:
+        text: Or a word.
+        generator: Decides which.
+        rate: Share of the words.
 
     Source: Pruthi, Dhingra and Lipton, Combating Adversarial Misspellings (2019), section 3, for the kinds of errors.
     """
 
     def mistype(match: re.Match) -> str:
         word = match.group()
-        if generator.random() >= TYPO_RATE:
+        if generator.random() >= rate:
             return word
         i, kind = int(generator.integers(1, len(word) - 1)), generator.integers(3)
         return word[:i] + (word[i + 1] + word[i], "", word[i] * 2)[kind] + word[i + (2 if kind == 0 else 1) :]
@@ -35,8 +40,18 @@ def capitalize(text: str, generator: np.random.Generator) -> str:
 def drop_words(text: str, generator: np.random.Generator) -> str:
     """Leave out a tenth of the words, but never all."""
     words = text.split()
-    kept = [word for word in words if generator.random() >= DROP_RATE]
-    return " ".join(kept or words[:1])
+    return " ".join(words[i] for i in kept_words(len(words), generator))
+
+
+def kept_words(words: int, generator: np.random.Generator, rate: float = DROP_RATE) -> list[int]:
+    """Return the numbers of the words that are left when some are left out; the first, where none would be.
+
+    Args:
+        words: How many there are.
+        generator: Decides which.
+        rate: Probability that a word is left out.
+    """
+    return np.flatnonzero(generator.random(words) >= rate).tolist() or [0][:words]
 
 
 PERTURBATIONS: dict[str, Callable[[str, np.random.Generator], str]] = {

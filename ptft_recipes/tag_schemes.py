@@ -149,3 +149,33 @@ def lenient_entities(tags: Sequence[str]) -> list[Entity]:
             start = i
         before = role, kind
     return found
+
+
+def write_tags(entities: Iterable[Entity], words: int, scheme: str, label_names: Sequence[str]) -> list[str]:
+    """Return the tags that mean these entities: the inverse of `strict_entities`.
+
+    Args:
+        entities: In the order of the sentence; they do not overlap.
+        words: Of the sentence.
+        scheme: One of `SCHEMES` but `plain`.
+        label_names: Which letters are written, BILOU or BIOES.
+
+    Raises:
+        KeyError: There is no label for the role that a word has.
+
+    >>> write_tags([Entity("X", 0, 1), Entity("X", 1, 3)], 4, "IOB2", ["O", "B-X", "I-X"])
+    ['B-X', 'B-X', 'I-X', 'O']
+    >>> write_tags([Entity("X", 0, 1), Entity("X", 1, 4)], 4, "BILOU", ["O", "B-X", "I-X", "E-X", "S-X"])
+    ['S-X', 'B-X', 'I-X', 'E-X']
+    """
+    written = {split_tag(label): label for label in label_names}
+    tags, before = [OUTSIDE] * words, Entity("", 0, 0)
+    for entity in entities:
+        roles = ["begin", *["inside"] * (entity.end - entity.start - 1)]
+        if scheme == IOB1 and (before.type, before.end) != (entity.type, entity.start):
+            roles[0] = "inside"
+        elif scheme == BILOU:
+            roles[-1] = "last" if len(roles) > 1 else "unit"
+        tags[entity.start : entity.end] = [written[role, entity.type] for role in roles]
+        before = entity
+    return tags

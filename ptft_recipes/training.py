@@ -20,6 +20,7 @@ from transformers.trainer_utils import HubStrategy, set_seed
 from ptft_recipes import features
 from ptft_recipes.acceleration import LengthGroupedSampler, take_fast_path, use_all_cores
 from ptft_recipes.adapters import AdaLoraCallback
+from ptft_recipes.batch_augmentation import augment_batches
 from ptft_recipes.checkpoint_uploads import CheckpointUploads
 from ptft_recipes.connections import keep_connections_alive
 from ptft_recipes.errors import InputError, nearest
@@ -124,6 +125,7 @@ class RecipeTrainer(SealedTrainer):
         *args,
         tuning_args: TuningArguments | None = None,
         new_modules: Sequence[str] = (),
+        augment: Sequence[str] = (),
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
@@ -140,7 +142,7 @@ class RecipeTrainer(SealedTrainer):
         self.plain_loss_func = self.compute_loss_func
         if self.compute_loss_func is None:
             self.model_accepts_loss_kwargs = False
-        self._apply_training_options(new_modules)
+        self._apply_training_options(new_modules, augment)
         if features.COLUMN in (getattr(self.train_dataset, "column_names", None) or ()):
             self.data_collator = default_data_collator  # vectors need no padding
             if self.tuning_args.fgm:
@@ -157,16 +159,15 @@ class RecipeTrainer(SealedTrainer):
         if self.eval_dataset is not None and "length" in self.eval_dataset.column_names and not self.stock:
             self.eval_dataset = self.eval_dataset.select(_longest_first(self.eval_dataset))
 
-    def _apply_training_options(self, new_modules: Sequence[str]) -> None:
-        """Hook in what `tuning_args` asks of the loss and of the steps."""
+    def _apply_training_options(self, new_modules: Sequence[str], augment: Sequence[str]) -> None:
+        """Hook in what `tuning_args` and `augment` ask of the loss and of the steps."""
         options = self.tuning_args
+        if augment:
+            columns = self.train_dataset.column_names
+            self.compute_loss_func = augment_batches(self.model, augment, options, self.plain_loss_func, columns)
         if options.r_drop:
-            self.compute_loss_func = partial(
-                r_drop_loss,
-                loss=self.plain_loss_func,
-                strength=options.r_drop,
-                problem_type=self.model.config.problem_type,
-            )
+            kwargs = {"strength": options.r_drop, "problem_type": self.model.config.problem_type}
+            self.compute_loss_func = partial(r_drop_loss, loss=self.plain_loss_func, **kwargs)
         if options.l2_sp:
             self.add_callback(PretrainedDecayCallback(self.model, options.l2_sp, new_modules))
         if options.mixout:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from ptft_recipes.cli import parse_args, run_command
+from ptft_recipes.augmentation import AugmentationArguments, augment_rows
 from ptft_recipes.data import DatasetArguments, load_splits
 from ptft_recipes.evaluation import score_test_split
 from ptft_recipes.features import cache_features
@@ -52,7 +53,7 @@ DEFAULTS = {
 
 
 @dataclass
-class DataArguments(DatasetArguments):
+class DataArguments(AugmentationArguments, DatasetArguments):
     """The columns to read, and what becomes of them."""
 
     text_column: str = field(default="text", metadata={"help": "the text to classify"})
@@ -86,6 +87,7 @@ def main(argv=None, callbacks=()):
         training_args.metric_for_best_model = "pearson"
     tokenizer = load_tokenizer(model_args)
     with training_args.main_process_first(desc="tokenization"):
+        raw["train"] = augment_rows(raw["train"], data_args.augment, text_columns, run)
         kwargs = {"tokenizer": tokenizer, "text_columns": text_columns, "max_length": data_args.max_length}
         dataset = raw.map(preprocess, batched=True, fn_kwargs=kwargs)
     run["data"]["tokens"] = count_tokens(dataset)
@@ -96,10 +98,8 @@ def main(argv=None, callbacks=()):
     dataset = cache_features(model, dataset, tokenizer, training_args, model_args.stock)
 
     # 4. Train.
-    metrics = partial(classification_metrics, **task)
+    options = {"problem_type": task["problem_type"], "label_smoothing": training_args.label_smoothing_factor}
     weights = balanced_class_weights(dataset["train"]["labels"], data_args.class_weights, **task)
-    options = {"class_weights": weights, "label_smoothing": training_args.label_smoothing_factor}
-    loss = partial(classification_loss, problem_type=task["problem_type"], **options)
     early_stopping = [EarlyStoppingCallback(n)] if (n := data_args.early_stopping_patience) else []
     trainer = RecipeTrainer(
         model=model,
@@ -110,15 +110,16 @@ def main(argv=None, callbacks=()):
         processing_class=tokenizer,
         tuning_args=tuning_args,
         new_modules=new_modules,
-        compute_loss_func=loss,
-        compute_metrics=metrics,
+        augment=data_args.augment,
+        compute_loss_func=partial(classification_loss, class_weights=weights, **options),
+        compute_metrics=partial(classification_metrics, **task),
         callbacks=[*callbacks, *early_stopping],
     )
     trainer.train()
     trainer.save_model()
 
     # 5. Evaluate: results.json, predictions and plots in output_dir.
-    results = score_test_split(trainer, dataset["test"], metrics, run=run, **task)
+    results = score_test_split(trainer, dataset["test"], trainer.compute_metrics, run=run, **task)
 
     # 6. Publish: the model card, and with --push_to_hub the checkpoint.
     publish(trainer, results, task="text-classification")

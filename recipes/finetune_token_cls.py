@@ -4,20 +4,20 @@
 # ///
 """Fine-tune a pre-trained encoder for token classification: entities (NER), parts of speech, any tag per word.
 
-    accelerate launch recipes/finetune_token_cls.py                               the demo, offline
+    accelerate launch recipes/finetune_token_cls.py                               the demo, offline: punctuation
     ... --config recipes/configs/finetune_token_cls/conll2003.yaml                a data set of the Hub
     ... --train_file train.conll --test_file test.conll --tags_column 3           your own files; .conllu, .jsonl, ...
     ... --tuning lora --tuning_kwargs r=16 lora_alpha=32 --learning_rate 1e-3     any PEFT method
 
-A new head reads the first token of every word (Devlin et al., 2019, section 5.3); long texts are read in overlapping
-windows. The epoch with the best validation score is kept; the test split is scored once, at the end, with bootstrap
-intervals over its rows. The demo puts punctuation back into the text of NLP papers.
+A new head reads the first token of every word (Devlin et al., 2019, section 5.3), long texts in overlapping windows.
+The epoch with the best validation score is kept; the test split is scored once, at the end, with bootstrap intervals.
 """
 
 from dataclasses import dataclass, field
 from functools import partial
 
 from ptft_recipes.cli import parse_args, run_command
+from ptft_recipes.augmentation import AugmentationArguments, augment_rows
 from ptft_recipes.data import DatasetArguments
 from ptft_recipes.hub import publish
 from ptft_recipes.modeling import ModelArguments, load_model, load_tokenizer
@@ -56,7 +56,7 @@ DEFAULTS = {
 
 
 @dataclass
-class DataArguments(DatasetArguments):
+class DataArguments(AugmentationArguments, DatasetArguments):
     """The columns to read, and what becomes of them."""
 
     words_column: str = field(default="tokens", metadata={"help": "lists of words; in CoNLL files the first column"})
@@ -88,6 +88,7 @@ def main(argv=None, callbacks=()):
     kwargs = {name: getattr(data_args, name) for name in ("words_column", "max_length", "stride")}
     kwargs["continuations"] = continuation_labels(task["label_names"]) if data_args.label_all_tokens else None
     with training_args.main_process_first(desc="tokenization"):
+        raw["train"] = augment_rows(raw["train"], data_args.augment, [data_args.words_column], run)
         kwargs = {"fn_kwargs": {"tokenizer": tokenizer} | kwargs, "with_indices": True, "batched": True}
         dataset = raw.map(preprocess, remove_columns=["id", data_args.words_column], **kwargs)
     run["data"]["tokens"] = count_windows(dataset)
@@ -110,6 +111,7 @@ def main(argv=None, callbacks=()):
         processing_class=tokenizer,
         tuning_args=tuning_args,
         new_modules=new_modules,
+        augment=data_args.augment,
         compute_loss_func=partial(classification_loss, label_smoothing=training_args.label_smoothing_factor),
         callbacks=[*callbacks, *early_stopping],
     )
