@@ -80,10 +80,11 @@ def _load_adapter(model_id: str, run: dict[str, Any], task: str, adapter: dict[s
     options = "" if revision == "main" else f", revision={_quoted(revision)}"
     # Unmerged, PEFT leaves the bias out of a vocabulary head of which it trains single tokens.
     merge = ".merge_and_unload()" * bool(task == "fill-mask" and adapter.get("trainable_token_indices"))
+    piped = ", pipeline" * (task != "text2text-generation")
     lines = ["import ptft_recipes.bottleneck  # PEFT knows the method from then on"]
     return lines * (adapter["peft_type"] == "BOTTLENECK") + [
         "from peft import PeftModel",
-        f"from transformers import AutoConfig, {auto_class}, AutoTokenizer, pipeline\n",
+        f"from transformers import AutoConfig, {auto_class}, AutoTokenizer{piped}\n",
         f"config = AutoConfig.from_pretrained({_quoted(model_id)})  # of the run: labels, lineage",
         f"base = {auto_class}.from_pretrained({_quoted(portable(run['base_model']))}, config=config"
         f"{options}{_trust(run)})",

@@ -58,6 +58,11 @@ EDGES = {
     "fertility": {"card", "evaluation", "provenance", "reporting", "significance"},
     "finished_runs": {"errors", "evaluation", "labels", "metrics", "perplexity", "resuming", "tag_metrics"},
     "folds": {"errors"},
+    "gap_filling": {
+        "collators", "errors", "gaps", "modeling", "objectives", "perplexity", "pretraining", "tuning",
+    },
+    "gap_tokens": {"blocks", "modeling"},
+    "gaps": {"blocks", "errors", "gap_tokens"},
     "hub": {"card", "errors", "outgoing"},
     "hyperparameter_search": {"errors", "evaluation", "logs", "reporting", "search_report", "search_space"},
     "interruption": {"errors"},
