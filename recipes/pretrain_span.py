@@ -37,7 +37,7 @@ DEFAULTS = {
     "dataset_name": "demo/aclsum_papers",
     "output_dir": "runs/pretrain_span",
     "learning_rate": 1e-3,
-    "num_train_epochs": 4.0,
+    "num_train_epochs": 2.0,
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 32,
     "warmup_steps": 0.1,

@@ -9,7 +9,13 @@ import pytest
 import torch
 from conftest import ROOT, TOPICS, cut_off, nothing_written, run_card
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, T5EncoderModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    T5EncoderModel,
+)
 
 from ptft_recipes import demo
 from ptft_recipes.errors import InputError
@@ -30,7 +36,9 @@ def sayings(tmp_path):
     return tmp_path / "sayings.txt"
 
 
-def test_a_run_learns_to_fill_gaps_and_what_it_leaves_loads_plainly_and_goes_on(run_span, run_cls, tmp_path, sayings):
+def test_a_run_learns_to_fill_gaps_and_what_it_leaves_loads_plainly_and_goes_on(
+    run_span, run_token_cls, tmp_path, sayings
+):
     results = run_span(data=False, train_file=sayings, num_train_epochs=6, learning_rate=1e-2)
     folder = tmp_path / "span"
     scores = {name: score["value"] for name, score in results["metrics"].items()}
@@ -58,6 +66,10 @@ def test_a_run_learns_to_fill_gaps_and_what_it_leaves_loads_plainly_and_goes_on(
     assert again["metrics"]["gap_perplexity_before"]["value"] == pytest.approx(scores["gap_perplexity"], rel=1e-4)
     stages = json.loads((tmp_path / "2" / "config.json").read_text())["lineage"]
     assert [stage["recipe"] for stage in stages] == ["pretrain_span", "pretrain_span"]
+    tagger = run_token_cls(model_name_or_path=folder, max_steps=1, output_dir=tmp_path / "tagger")
+    assert [stage["recipe"] for stage in tagger["run"]["lineage"]] == ["pretrain_span", "finetune_token_cls"]
+    _, info = AutoModelForTokenClassification.from_pretrained(folder, output_loading_info=True)
+    assert {name.split(".")[0] for name in info["missing_keys"]} == {"classifier"}, "the encoder goes on"
 
 
 def test_its_gaps_and_held_out_scores_do_not_depend_on_the_seed_of_a_run_or_its_noise(run_span, tmp_path):
