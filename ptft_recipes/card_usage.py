@@ -14,7 +14,7 @@ PIPELINES = {
     "token-classification": ("AutoModelForTokenClassification", "tag"),
     "fill-mask": ("AutoModelForMaskedLM", "fill"),
     "feature-extraction": ("AutoModel", "encode"),
-    "text2text-generation": ("AutoModelForSeq2SeqLM", "write"),  # transformers 5 has no pipeline for it
+    "text2text-generation": ("AutoModelForSeq2SeqLM", "write"),
 }
 
 
@@ -58,11 +58,14 @@ def _with_base_note(block: str, run: dict[str, Any], adapter: dict[str, Any] | N
 
 def _fill_gap(model_id: str, run: dict[str, Any], adapter: dict[str, Any] | None) -> list[str]:
     """Return the lines that fill a gap: its token, and what follows it until the next one, are written."""
-    lines = _load_adapter(model_id, run, "text2text-generation", adapter) if adapter else [
+    lines = [
         "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer\n",
         f"model = AutoModelForSeq2SeqLM.from_pretrained({_quoted(model_id)}{_trust(run)})",
         f"tokenizer = AutoTokenizer.from_pretrained({_quoted(model_id)})",
-    ]  # fmt: skip
+    ]
+    if adapter:
+        lines = _load_adapter(model_id, run, "text2text-generation", adapter)
+        lines = [line.replace(", pipeline", "") for line in lines]  # transformers 5 has none for this task
     text = _quoted(f"Some {run['data']['gap']} text.")
     lines.append(f'inputs = tokenizer({text}, return_tensors="pt")')
     return [*lines, "written = model.generate(**inputs, max_new_tokens=20)", "print(tokenizer.decode(written[0]))"]
@@ -80,11 +83,10 @@ def _load_adapter(model_id: str, run: dict[str, Any], task: str, adapter: dict[s
     options = "" if revision == "main" else f", revision={_quoted(revision)}"
     # Unmerged, PEFT leaves the bias out of a vocabulary head of which it trains single tokens.
     merge = ".merge_and_unload()" * bool(task == "fill-mask" and adapter.get("trainable_token_indices"))
-    piped = ", pipeline" * (task != "text2text-generation")
     lines = ["import ptft_recipes.bottleneck  # PEFT knows the method from then on"]
     return lines * (adapter["peft_type"] == "BOTTLENECK") + [
         "from peft import PeftModel",
-        f"from transformers import AutoConfig, {auto_class}, AutoTokenizer{piped}\n",
+        f"from transformers import AutoConfig, {auto_class}, AutoTokenizer, pipeline\n",
         f"config = AutoConfig.from_pretrained({_quoted(model_id)})  # of the run: labels, lineage",
         f"base = {auto_class}.from_pretrained({_quoted(portable(run['base_model']))}, config=config"
         f"{options}{_trust(run)})",
