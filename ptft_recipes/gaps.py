@@ -108,7 +108,8 @@ def draw_infilling(
     Returns:
         Per word that stays -1, per span the number of its words.
 
-    Source: Lewis et al., BART (2020), sections 2.2 and 3; `mask_length: poisson` of its code, with whole words.
+    Source: Lewis et al., BART (2020), sections 2.2 and 3; `--mask-length span-poisson --replace-length 1` of
+    its code, which counts whole words.
     """
     budget = int(np.ceil(words * noise_density))
     lengths: list[int] = []

@@ -82,10 +82,13 @@ def test_its_gaps_and_held_out_scores_do_not_depend_on_the_seed_of_a_run_or_its_
     )
 
 
-def test_a_run_resumed_in_the_middle_of_an_epoch_ends_in_the_same_weights(run_span, tmp_path, checkpoints):
+@pytest.mark.parametrize(("family", "objective", "workers"), [("bart", "denoising", 0), ("t5", "span_corruption", 2)])
+def test_a_run_resumed_in_the_middle_of_an_epoch_ends_in_the_same_weights(
+    run_span, tmp_path, checkpoints, family, objective, workers
+):
     common = {"lr_scheduler_type": "constant", "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 5,
-              "eval_steps": 5, "num_train_epochs": 2, "save_total_limit": 9, "objective": "denoising",
-              "model_name_or_path": checkpoints["bart"]}  # fmt: skip
+              "eval_steps": 5, "num_train_epochs": 2, "save_total_limit": 9, "objective": objective,
+              "dataloader_num_workers": workers, "model_name_or_path": checkpoints[family]}  # fmt: skip
     whole = run_span(**common, output_dir=tmp_path / "whole")
     last = whole["run"]["steps"]
     middle = 5 * (last // 10 + 1)
