@@ -90,7 +90,7 @@ def main(argv=None):
     dataset = {}
     with training_args.main_process_first(desc="tokenization"):
         for split, text in raw.items():  # held-out gaps are the same in every run
-            length = {"tokenizer": tokenizer, "args": data_args, "length": lengths["train" in split]}
+            length = {"tokenizer": tokenizer, "args": data_args, "length": lengths[split.startswith("train")]}
             dataset[split] = text.map(preprocess, **kwargs, fn_kwargs=length)
     run["data"]["tokens"] = count_blocks(dataset, tokenizer, lengths[1], training_args.max_steps <= 0)
     held_out = corrupt_held_out(dataset, tokenizer, data_args.objective)
