@@ -138,7 +138,8 @@ def load_gap_filler(
         )
     if config.decoder_start_token_id is None:
         raise InputError(f"{name}: its config has no decoder_start_token_id; a decoder must start from something")
-    model, new_modules = load_model(AutoModelForSeq2SeqLM, model_args, load_tokenizer(model_args))
+    rows = {"vocab_size": max(config.vocab_size, len(tokenizer))} if model_args.from_scratch else {}
+    model, new_modules = load_model(AutoModelForSeq2SeqLM, model_args, load_tokenizer(model_args), **rows)
     if model_args.from_scratch:
         model.config.eos_token_id = model.generation_config.eos_token_id = gaps.end_id
     elif any("decoder" in module.split(".") for module in new_modules):
@@ -156,7 +157,8 @@ def load_gap_filler(
                 f"--tuning {tuning_args.tuning}: {gaps.token} is new to this model and would not be trained; use "
                 "--tuning full, or an --objective whose tokens it has"
             )
-        model.resize_token_embeddings(len(tokenizer))
+        # By default every new row is the mean of the old ones: sentinels that nobody could tell apart.
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         logger.info("  embeddings: %d rows, those of the new tokens among them", len(tokenizer))
     return apply_tuning(model, tuning_args, "SEQ_2_SEQ_LM", new_modules), new_modules
 

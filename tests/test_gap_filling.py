@@ -12,7 +12,14 @@ import torch.nn.functional as F
 from conftest import topic_rows
 from datasets import Dataset
 from numerics.optimizer_step import KeepGradients
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, EvalPrediction, T5EncoderModel, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    EvalPrediction,
+    T5EncoderModel,
+    TrainingArguments,
+)
 
 from ptft_recipes.errors import InputError
 from ptft_recipes.gap_filling import (
@@ -154,8 +161,20 @@ class TestLoading:
         old = before.get_input_embeddings().weight
         assert torch.equal(model.get_input_embeddings().weight[: len(old)], old)
         assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        new = model.get_input_embeddings().weight[len(old) :]
+        assert torch.pdist(new).min() > 0.5 * torch.pdist(old).mean(), "sentinels can be told apart"
         with pytest.raises(InputError, match="--tuning lora: <extra_id_0> is new to this model and would not be"):
             self.load(checkpoints["bart"], tuning="lora")
+
+    def test_sentinels_of_new_weights_are_as_far_apart_as_words(self, checkpoints, tokenizer, tmp_path):
+        config = AutoConfig.from_pretrained(checkpoints["t5"], vocab_size=len(tokenizer))
+        config.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        model, with_sentinels = self.load(tmp_path, from_scratch=True)
+        weight = model.get_input_embeddings().weight
+        assert len(weight) == len(with_sentinels) == len(tokenizer) + 100
+        old, new = weight[: len(tokenizer)], weight[len(tokenizer) :]
+        assert torch.pdist(new).mean().item() == pytest.approx(torch.pdist(old).mean().item(), rel=0.1)
 
     def test_what_cannot_fill_gaps_is_refused(self, checkpoints, checkpoint, tmp_path):
         with pytest.raises(InputError, match="is of type bert; gap filling needs an encoder-decoder"):
