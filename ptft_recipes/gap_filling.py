@@ -187,8 +187,8 @@ def gap_metrics(prediction, weights: np.ndarray | None = None) -> dict[str, floa
 
     Returns:
         `gap_perplexity` and `gap_accuracy` of the tokens of the text that the input lacks, each after the right ones
-        before it; and `target_perplexity` and `target_accuracy` of all that the decoder writes: sentinels and the end
-        with span corruption, and what it may copy with infilling, are far easier. nan where there is nothing to score.
+        before it; and `target_perplexity` and `target_accuracy` of all that the decoder writes, of which sentinels and
+        the end (span corruption) or what it may copy (infilling) become easy. nan where there is nothing to score.
     """
     statistics = np.asarray(prediction.predictions, dtype=np.float64)
     sums = statistics.sum(axis=0) if weights is None else weights @ statistics
