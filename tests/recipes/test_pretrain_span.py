@@ -82,7 +82,10 @@ def test_its_gaps_and_held_out_scores_do_not_depend_on_the_seed_of_a_run_or_its_
     )
 
 
-@pytest.mark.parametrize(("family", "objective", "workers"), [("bart", "denoising", 0), ("t5", "span_corruption", 2)])
+@pytest.mark.parametrize(
+    ("family", "objective", "workers"),
+    [("bart", "denoising", 0), pytest.param("t5", "span_corruption", 2, marks=pytest.mark.slow)],
+)
 def test_a_run_resumed_in_the_middle_of_an_epoch_ends_in_the_same_weights(
     run_span, tmp_path, checkpoints, family, objective, workers
 ):
