@@ -24,9 +24,10 @@ KINDS = {
     "token-classification": "Token classification",
     "fill-mask": "A masked language model",
     "feature-extraction": "An encoder",
+    "text2text-generation": "An encoder-decoder that fills gaps",
     None: "A tokenizer",
 }
-PRETRAINING_TASKS = ("fill-mask", "feature-extraction")
+PRETRAINING_TASKS = ("fill-mask", "feature-extraction", "text2text-generation")
 # Of the configuration, what is of this machine or of the upload only.
 NOT_SHOWN = (
     "output_dir", "run_name", "push_to_hub", "disable_tqdm", "hub_model_id", "hub_private_repo", "hub_strategy",

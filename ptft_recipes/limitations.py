@@ -76,9 +76,10 @@ def _of_the_test(metrics: dict[str, Any], run: dict[str, Any]) -> list[str]:
         )
     for name, each in metrics.items():
         metric, _, text = name.partition("/")
-        if text and metric == "perplexity_ratio" and each["ci95"][0] is not None and each["ci95"][0] > 1:
+        if text and metric.endswith("perplexity_ratio") and each["ci95"][0] is not None and each["ci95"][0] > 1:
+            score = metric.removesuffix("_ratio").replace("_", " ")
             found.append(
-                f"The model knows less of {code(text)} than before: its perplexity is {format_score(each, rounded)} "
+                f"The model knows less of {code(text)} than before: its {score} is {format_score(each, rounded)} "
                 "times as high."
             )
     return found

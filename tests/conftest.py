@@ -24,7 +24,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 ROOT = Path(__file__).parents[1]
@@ -83,6 +83,33 @@ MORE_SIZES = {
 SPECIAL_IDS = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3, "mask_token_id": 4}
 
 
+ENCODER_DECODERS = {
+    "t5": {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0},
+    "bart": {
+        "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64,
+        "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 3, "decoder_start_token_id": 1, "forced_eos_token_id": 1,
+    },
+}  # fmt: skip
+
+
+def encoder_decoder_tokenizer(family: str) -> PreTrainedTokenizerFast:
+    """Return a word-level tokenizer with the special tokens of T5 (12 sentinels) or BART (a mask token)."""
+    words = [*FILLERS, *(word for topic in TOPICS.values() for word in topic), "."]
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "</s>", "<unk>", "<s>", "<mask>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    single = "$A </s>" if family == "t5" else "<s> $A </s>"
+    tokenizer.post_processor = processors.TemplateProcessing(single, special_tokens=[("<s>", 3), ("</s>", 1)])
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    special |= {} if family == "t5" else {"bos_token": "<s>", "mask_token": "<mask>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **special)
+    if family == "t5":
+        fast.add_tokens([f"<extra_id_{number}>" for number in reversed(range(12))], special_tokens=True)
+    return fast
+
+
 def tiny_config(family: str, vocabulary: int):
     """Return a configuration of a model with about 20,000 weights."""
     sizes = OTHER_SIZES.get(family)
@@ -104,6 +131,14 @@ def checkpoints(tmp_path_factory, tokenizer):
         folder = tmp_path_factory.mktemp(family)
         AutoModel.from_config(tiny_config(family, len(tokenizer))).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        folders[family] = str(folder)
+    for family in ENCODER_DECODERS:
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp(family)
+        gap_tokenizer = encoder_decoder_tokenizer(family)
+        config = AutoConfig.for_model(family, vocab_size=len(gap_tokenizer), **ENCODER_DECODERS[family])
+        AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
+        gap_tokenizer.save_pretrained(folder)
         folders[family] = str(folder)
     return folders
 
@@ -348,6 +383,18 @@ def run_sentences(pretrain_sentences, checkpoint, corpus, tmp_path):
         tmp_path / "sentences",
         ["--max_length", "32", "--learning_rate", "3e-3"],
     )
+
+
+@pytest.fixture(scope="session")
+def pretrain_span():
+    """The recipe as a module."""
+    return load_recipe("pretrain_span")
+
+
+@pytest.fixture
+def run_span(pretrain_span, checkpoints, corpus, tmp_path):
+    """Run pretrain_span in process on the tiny T5 and the tiny corpus; flags given later win."""
+    return runner(pretrain_span, checkpoints["t5"], corpus, tmp_path / "span", ["--max_length", "32"])
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,8 @@ def test_a_run_of_which_nothing_bad_is_known_has_the_two_that_every_run_has():
         ({"data": {"tokens": {"test": {"unknown_tokens": 50, "tokens": 1000}}}}, "50 (5.0 %) of the test tokens are"),
         ({"data": {"tokens": {"test": {"rows_with_unknown_tokens": 2}}}}, "2 (5.0 %) of the test rows have words"),
         ({"metrics": {"perplexity_ratio/general": score(1.2, 1.1, 1.3)}}, "The model knows less of `general` than"),
+        ({"metrics": {"gap_perplexity_ratio/general": score(1.2, 1.1, 1.3)}},
+         "knows less of `general` than before: its gap perplexity is 1.2"),
         ({"metrics": {"f1/a|b": score(0.2), "f1/c": score(0.9), "f1/d": score(None)}},
          "F1 below 0.5: `d` (undefined), `a|b` (0.200)."),
         ({"metrics": {f"f1/{i}": score(0.1 + i / 100) for i in range(8)}}, "`0` (0.100), `1` (0.110), `2` (0.120), "

@@ -34,6 +34,7 @@ SUBJECTS = {
     "mlm, max_steps": ("pretrain_mlm", "bert", [*MLM, "--max_steps", "13"]),
     "replaced tokens": ("pretrain_rtd", "electra", [*MLM, "--generator_size", "0.5"]),
     "sentence order": ("pretrain_sentences", "bert", MLM),
+    "gap filling": ("pretrain_span", "t5", [*MLM, "--dataloader_num_workers", "2"]),
 }  # fmt: skip
 
 

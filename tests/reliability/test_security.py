@@ -105,6 +105,12 @@ def test_a_model_that_is_a_pickle_is_refused(recipe, pickled, request):
     one_line(caught)
 
 
+def test_an_encoder_decoder_may_not_be_a_pickle(run_span, pickled):
+    with pytest.raises(InputError, match="safetensors") as caught:
+        run_span(model_name_or_path=pickled("t5"))
+    one_line(caught)
+
+
 def test_neither_generator_nor_discriminator_may_be_a_pickle(run_rtd, pickled):
     folder = pickled("electra")
     for option in ("model_name_or_path", "generator_name_or_path"):
