@@ -123,6 +123,7 @@ EDGES = {
     "tag_schemes": set(),
     "tagged_data": {"data", "errors", "folds", "splits", "tag_schemes"},
     "tagging": {"evaluation", "metrics", "reporting", "tag_metrics", "tag_schemes", "training", "windows"},
+    "text_metrics": {"errors"},
     "tokenization": {"errors"},
     "trained_checkpoints": {"demo", "errors", "labels", "modeling", "saved_adapters"},
     "training": {
