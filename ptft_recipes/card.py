@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from ptft_recipes.card_metadata import describe
+from ptft_recipes.card_texts import written_texts
 from ptft_recipes.card_usage import usage
 from ptft_recipes.errors import one_line
 from ptft_recipes.evaluation import format_score, predicts_test_split, split_by_class
@@ -24,6 +25,8 @@ KINDS = {
     "token-classification": "Token classification",
     "fill-mask": "A masked language model",
     "feature-extraction": "An encoder",
+    "translation": "Translation",
+    "summarization": "Summarization",
     None: "A tokenizer",
 }
 PRETRAINING_TASKS = ("fill-mask", "feature-extraction")
@@ -58,6 +61,7 @@ def write_model_card(output_dir: Path, results: dict[str, Any], task: str | None
         f"# {escape(name)}",
         _summary(run, task),
         "## Results\n\n" + _results_table(metrics, run, counts),
+        written_texts(output_dir / "predictions" / "test.jsonl", run["signatures"]) if "signatures" in run else "",
         "## What was merged\n\n" + _merged_table(run["merged"]) if "merged" in run else "",
         "\n\n".join(plots),
         f"## Limitations\n\n{limitations}",
