@@ -87,10 +87,16 @@ def set_generation(
         setattr(config, name, yaml.safe_load(value))
     if config.do_sample:
         raise InputError("--generation_kwargs do_sample: scores of samples depend on chance; use beams")
+    for name in ("num_beams", "max_new_tokens"):
+        if (value := getattr(config, name)) is not None and (type(value) is not int or value < 1):
+            raise InputError(f"--generation_kwargs {name}={value}: must be a whole number of at least 1")
     try:
         config.validate(strict=True)  # else saving the trained model is what fails
-    except (ValueError, TypeError) as error:
-        raise InputError(f"--generation_kwargs: {one_line(error)}") from None
+        with torch.no_grad():  # and the rest here, not when the training is over
+            model.eval().generate(torch.ones((1, 4), dtype=torch.long, device=model.device), max_new_tokens=2)
+    except Exception as error:  # of many kinds
+        raise InputError(f"--generation_kwargs: {one_line(error)}") from error
+    model.train()
     return {name: value for name, value in config.to_diff_dict().items() if name != "transformers_version"}
 
 
@@ -180,6 +186,7 @@ def score_texts(trainer: GenerationTrainer, dataset: Dataset, rows: Dataset, run
     Returns:
         As `score_test_split`.
     """
+    run["data"] |= {"text_metrics": [*trainer.metrics], "language": trainer.language}
     if not predicts_test_split(run):
         return report_test_split(trainer, None, trainer.text_metrics, [], run)
     predicted, output = trainer.predict_texts(dataset)
