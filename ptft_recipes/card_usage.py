@@ -73,7 +73,9 @@ def _load_generator(model_id: str, run: dict[str, Any], task: str, adapter: dict
         load = [
             line.replace(", pipeline", ", GenerationConfig") for line in _load_adapter(model_id, run, task, adapter)
         ]
-        load.append(f"model.generation_config = GenerationConfig.from_pretrained({folder})")
+        # Of the base: PEFT passes the call on to it, and an adapter's own setting would not be looked at.
+        place = next(i for i, line in enumerate(load) if line.startswith("model = "))
+        load.insert(place, f"base.generation_config = GenerationConfig.from_pretrained({folder})")
     languages = {"src_lang": config.get("source_lang"), "tgt_lang": config.get("target_lang")}
     load += [f"tokenizer.{name} = {_quoted(code)}" for name, code in languages.items() if code] * (
         "forced_bos_token_id" in run.get("generation", {})

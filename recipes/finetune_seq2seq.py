@@ -10,10 +10,9 @@
     ... --task summarization --generation_kwargs num_beams=4 length_penalty=2     scored by ROUGE
     ... --tuning lora --tuning_kwargs r=16 lora_alpha=32 --learning_rate 1e-3     any PEFT method
 
-The decoder learns to write the target word by word (Sutskever et al., 2014; Vaswani et al., 2017), with the loss over
-its tokens, smoothed labels if asked for. The epoch with the best validation loss is kept, or with the best score of
-written texts; the test split is written once, at the end, and scored against the whole references, with bootstrap
-intervals. The demo translates the texts of Home Assistant's interface from English to German.
+The decoder learns to write the target token by token (Sutskever et al., 2014; Vaswani et al., 2017). The epoch with
+the best validation loss is kept; the test split is written once, at the end, and scored with bootstrap intervals over
+its texts. The demo translates the interface of Home Assistant into German.
 """
 
 from dataclasses import dataclass, field
@@ -58,9 +57,7 @@ DEFAULTS = {
 class DataArguments(DatasetArguments):
     """The columns to read, what becomes of them, and how texts are written."""
 
-    task: Literal["translation", "summarization"] = field(
-        default="translation", metadata={"help": "scored by BLEU and chrF, or by ROUGE"}
-    )
+    task: Literal["translation", "summarization"] = field(default="translation", metadata={"help": "BLEU, or ROUGE"})
     source_column: str = field(default="source", metadata={"help": "to read; of nested ones e.g. translation.en"})
     target_column: str = field(default="target", metadata={"help": "to write; of nested ones e.g. translation.de"})
     source_prefix: str = field(default="", metadata={"help": "put before each source; T5 knows its tasks by it"})
@@ -68,9 +65,7 @@ class DataArguments(DatasetArguments):
     target_lang: str | None = field(default=None, metadata={"help": "likewise; zh, ja, ko also tell BLEU its words"})
     max_source_length: int = field(default=128, metadata={"help": "tokens; what is longer is cut, and counted"})
     max_target_length: int = field(default=128, metadata={"help": "tokens, of labels and of what is written"})
-    generation_kwargs: list[str] = field(
-        default_factory=list, metadata={"help": "of GenerationConfig: num_beams=4 length_penalty=0.6 ..."}
-    )
+    generation_kwargs: list[str] = field(default_factory=list, metadata={"help": "num_beams=4 length_penalty=0.6 ..."})
     early_stopping_patience: int | None = field(default=None, metadata={"help": "evaluations without a new best"})
 
 
@@ -91,10 +86,10 @@ def main(argv=None, callbacks=()):
     raw, run["data"] = load_text_pairs(data_args, data_args.source_column, data_args.target_column)
     tokenizer = load_tokenizer(model_args)
     first_token = set_languages(tokenizer, data_args.source_lang, data_args.target_lang)
-    names = ("source_prefix", "max_source_length", "max_target_length")
-    kwargs = {"tokenizer": tokenizer} | {name: getattr(data_args, name) for name in names}
+    kwargs = {name: getattr(data_args, name) for name in ("source_prefix", "max_source_length", "max_target_length")}
     with training_args.main_process_first(desc="tokenization"):
-        dataset = raw.map(preprocess, batched=True, remove_columns=["id", "source"], fn_kwargs=kwargs)
+        kwargs = {"fn_kwargs": {"tokenizer": tokenizer} | kwargs, "batched": True}
+        dataset = raw.map(preprocess, remove_columns=["id", "source"], **kwargs)
     run["data"]["tokens"] = count_pairs(dataset)
 
     # 3. Model: encoder and decoder, how they write, and which weights may move.

@@ -79,6 +79,7 @@ def test_a_run_learns_and_leaves_everything_that_the_readme_promises(run_seq2seq
 def test_the_saved_model_writes_what_the_run_reported(run_seq2seq, seq2seq_checkpoints, tmp_path, family, tuning):
     flags = ["--tuning_kwargs", "reduction_factor=4"] if tuning == "bottleneck" else []
     base = seq2seq_checkpoints[family]
+    flags += ["--generation_kwargs", "min_new_tokens=4"]
     results = run_seq2seq(*flags, model_name_or_path=base, tuning=tuning, num_train_epochs=1, task="summarization")
     folder = tmp_path / "run"
     assert {"rouge1", "rouge2", "rougeL", "rougeLsum"} < {*results["metrics"]}
