@@ -433,7 +433,7 @@ def run_sentences(pretrain_sentences, checkpoint, corpus, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def subjects(checkpoints, topics, tagged, corpus, tmp_path_factory):
+def subjects(checkpoints, seq2seq_checkpoints, topics, tagged, pairs, corpus, tmp_path_factory):
     """Return a function that gives a kind of training by its name, run to its end once per session."""
     from reliability.subjects import Subject
 
@@ -442,7 +442,9 @@ def subjects(checkpoints, topics, tagged, corpus, tmp_path_factory):
     def get(name: str) -> Subject:
         if name not in made:
             folder = tmp_path_factory.mktemp("subject")
-            made[name] = Subject(name, checkpoints, {"topics": topics, "tagged": tagged, "corpus": corpus}, folder)
+            models = checkpoints | {"seq2seq": seq2seq_checkpoints["bart"]}
+            files = {"topics": topics, "tagged": tagged, "pairs": pairs, "corpus": corpus}
+            made[name] = Subject(name, models, files, folder)
         return made[name]
 
     return get
