@@ -10,7 +10,6 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from ptft_recipes.card_metadata import describe
-from ptft_recipes.card_texts import written_texts
 from ptft_recipes.card_usage import usage
 from ptft_recipes.errors import one_line
 from ptft_recipes.evaluation import format_score, predicts_test_split, split_by_class
@@ -61,7 +60,7 @@ def write_model_card(output_dir: Path, results: dict[str, Any], task: str | None
         f"# {escape(name)}",
         _summary(run, task),
         "## Results\n\n" + _results_table(metrics, run, counts),
-        written_texts(output_dir / "predictions" / "test.jsonl", run["signatures"]) if "signatures" in run else "",
+        _signatures(run.get("signatures", {})),
         "## What was merged\n\n" + _merged_table(run["merged"]) if "merged" in run else "",
         "\n\n".join(plots),
         f"## Limitations\n\n{limitations}",
@@ -138,6 +137,11 @@ def _results_table(metrics: dict[str, Any], run: dict[str, Any], counts: Mapping
             rows = [[*row, f"{counts.get(label, 0):,}"] for row, label in zip(rows, by_class, strict=True)]
         text += "\n\n" + table(["label", *kinds], rows)
     return text
+
+
+def _signatures(signatures: dict[str, str]) -> str:
+    """Return how the scores of texts were computed, so that others can compare theirs."""
+    return "\n".join(f"- {escape(name)}: {code(signature)}" for name, signature in signatures.items())
 
 
 def _before_and_after(metrics: dict[str, Any], name: str) -> str:

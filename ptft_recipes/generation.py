@@ -1,7 +1,9 @@
 """Encoder-decoders with Trainer: evaluated by what they write, and scored against the whole texts."""
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from ptft_recipes.errors import InputError, nearest, one_line
 from ptft_recipes.evaluation import predicts_test_split, report_test_split
+from ptft_recipes.samples import write_samples
 from ptft_recipes.text_metrics import (
     BLEU,
     CHRF,
@@ -92,7 +95,8 @@ def set_generation(
             raise InputError(f"--generation_kwargs {name}={value}: must be a whole number of at least 1")
     try:
         config.validate(strict=True)  # else saving the trained model is what fails
-        with torch.no_grad():  # and the rest here, not when the training is over
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # two tokens are fewer than a min_length
+            # What else cannot be is to fail here, not when the training is over.
             model.eval().generate(torch.ones((1, 4), dtype=torch.long, device=model.device), max_new_tokens=2)
     except Exception as error:  # of many kinds
         raise InputError(f"--generation_kwargs: {one_line(error)}") from error
@@ -174,8 +178,8 @@ class GenerationTrainer(RecipeTrainer):
 def score_texts(trainer: GenerationTrainer, dataset: Dataset, rows: Dataset, run: dict[str, Any]) -> dict[str, Any]:
     """Write the texts of the test split once, score them with 95 % intervals, and write what a reader needs.
 
-    Writes what `score_test_split` writes; `predictions/test.jsonl` has source, gold and predicted text. A test split
-    without targets is predicted and not scored.
+    Writes what `score_test_split` writes; `predictions/test.jsonl` has source, gold and predicted text,
+    `predictions/samples.md` some of them as a table. A test split without targets is predicted and not scored.
 
     Args:
         trainer: Trained; all processes call this together.
@@ -195,9 +199,11 @@ def score_texts(trainer: GenerationTrainer, dataset: Dataset, rows: Dataset, run
     if gold:
         statistics = text_statistics(predicted, gold, trainer.metrics, trainer.language)
         run["signatures"] = metric_signatures(trainer.metrics, gold, trainer.language)
-    lines = (
+    lines = [
         {"id": row["id"], "source": row["source"], "gold": gold and gold[i], "predicted": predicted[i]}
         for i, row in enumerate(rows)
-    )
+    ]
+    if trainer.is_world_process_zero():
+        write_samples(Path(trainer.args.output_dir) / "predictions" / "samples.md", lines)
     prediction = output._replace(predictions=statistics, label_ids=statistics)
     return report_test_split(trainer, prediction, trainer.text_metrics, lines, run)

@@ -15,10 +15,9 @@ EDGES = {
     "caching": set(),
     "calibration": {"labels", "metrics"},
     "card": {
-        "card_metadata", "card_texts", "card_usage", "errors", "evaluation", "labels", "limitations", "markdown",
+        "card_metadata", "card_usage", "errors", "evaluation", "labels", "limitations", "markdown",
         "provenance", "reporting",
     },
-    "card_texts": {"errors", "markdown"},
     "card_metadata": {"errors", "evaluation", "modeling", "provenance"},
     "card_usage": {"labels", "markdown", "provenance", "tag_schemes"},
     "checkpoint_report": {
@@ -62,7 +61,7 @@ EDGES = {
         "errors", "evaluation", "labels", "metrics", "perplexity", "resuming", "tag_metrics", "text_metrics",
     },
     "folds": {"errors"},
-    "generation": {"errors", "evaluation", "text_metrics", "training"},
+    "generation": {"errors", "evaluation", "samples", "text_metrics", "training"},
     "hub": {"card", "errors", "outgoing"},
     "hyperparameter_search": {"errors", "evaluation", "logs", "reporting", "search_report", "search_space"},
     "interruption": {"errors"},
@@ -104,6 +103,7 @@ EDGES = {
     "resources": {"errors"},
     "resuming": {"checkpoints", "errors", "reporting"},
     "safe_files": {"errors"},
+    "samples": {"errors", "markdown", "reporting"},
     "sampling": {"acceleration"},
     "saved_adapters": {"adapters", "embeddings", "errors", "safe_files"},
     "sealed_trainer": {

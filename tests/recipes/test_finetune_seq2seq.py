@@ -15,6 +15,7 @@ import ptft_recipes.bottleneck  # noqa: F401  PEFT then knows the method
 from ptft_recipes.comparison import compare_arms, read_arms
 from ptft_recipes.errors import InputError
 from ptft_recipes.finished_runs import read_run
+from ptft_recipes.outgoing import pushed_files
 
 
 def read_predictions(folder: Path) -> list[dict]:
@@ -52,8 +53,11 @@ def test_a_run_learns_and_leaves_everything_that_the_readme_promises(run_seq2seq
     translate = run_card(folder)["translate"]
     assert translate("the big dog") == "das gross Hund"
     card = (folder / "README.md").read_text()
-    assert "| source | reference | written |" in card
-    assert lines[0]["source"] in card
+    assert "- bleu: `nrefs:1|" in card
+    assert lines[0]["source"] not in card, "a card is pushed, and texts of the data are not"
+    assert f"| {lines[0]['source']} | {lines[0]['gold']} | " in (folder / "predictions" / "samples.md").read_text()
+    assert "generation_config.json" in pushed_files(folder)
+    assert not [name for name in pushed_files(folder) if "predictions" in name]
     assert "pipeline_tag: translation" in card
     finished = read_run(folder)
     again = finished.score(torch.ones(32).numpy())
@@ -74,7 +78,13 @@ def test_a_run_learns_and_leaves_everything_that_the_readme_promises(run_seq2seq
 
 
 @pytest.mark.parametrize(
-    ("family", "tuning"), [("t5", "lora"), ("m2m_100", "bottleneck"), ("marian", "full"), ("t5", "bottleneck")]
+    ("family", "tuning"),
+    [
+        ("t5", "lora"),
+        pytest.param("m2m_100", "bottleneck", marks=pytest.mark.slow),
+        pytest.param("marian", "full", marks=pytest.mark.slow),
+        pytest.param("t5", "bottleneck", marks=pytest.mark.slow),
+    ],
 )
 def test_the_saved_model_writes_what_the_run_reported(run_seq2seq, seq2seq_checkpoints, tmp_path, family, tuning):
     flags = ["--tuning_kwargs", "reduction_factor=4"] if tuning == "bottleneck" else []
