@@ -78,7 +78,7 @@ def set_generation(
         raise InputError(
             "the model's config has no decoder_start_token_id or no pad_token_id; its decoder cannot begin"
         )
-    config, known = model.generation_config, GenerationConfig().to_dict()
+    config, known, was_training = model.generation_config, GenerationConfig().to_dict(), model.training
     config.max_length, config.max_new_tokens = None, max_new_tokens
     if first_token is not None:
         config.forced_bos_token_id = first_token
@@ -100,8 +100,9 @@ def set_generation(
             model.eval().generate(torch.ones((1, 4), dtype=torch.long, device=model.device), max_new_tokens=2)
     except Exception as error:  # of many kinds
         raise InputError(f"--generation_kwargs: {one_line(error)}") from error
-    model.train()
-    return {name: value for name, value in config.to_diff_dict().items() if name != "transformers_version"}
+    model.train(was_training)
+    chosen = config.to_diff_dict()
+    return {name: value for name, value in chosen.items() if not name.startswith(("_", "output_", "transformers_"))}
 
 
 class GenerationTrainer(RecipeTrainer):

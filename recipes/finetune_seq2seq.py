@@ -37,7 +37,6 @@ DEFAULTS = {
     "dataset_name": "demo/home_assistant",
     "output_dir": "runs/finetune_seq2seq",
     "learning_rate": 1e-3,
-    "num_train_epochs": 6.0,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 64,
     "warmup_steps": 0.1,
