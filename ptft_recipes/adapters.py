@@ -146,10 +146,11 @@ def _choose_targets(values: dict, peft_type: PeftType, model: PreTrainedModel, n
 def _in_body(model: PreTrainedModel, chosen, new_modules: list[str]) -> list[str]:
     """Return the names of the chosen modules of the body, without those that are new."""
     body = "" if model.base_model is model else f"{model.base_model_prefix}."
+    head = model.get_output_embeddings()  # T5 has no body of its own: its head stands beside the stacks
     return [
         name
         for name, module in model.named_modules()
-        if name.startswith(body) and chosen(module) and name not in new_modules
+        if name.startswith(body) and chosen(module) and name not in new_modules and (body or module is not head)
     ]
 
 

@@ -67,6 +67,26 @@ _LLAMA = SubLayers(
     feed_forward_input=("mlp.gate_proj", "mlp.up_proj"),
     feed_forward_output="mlp.down_proj",
 )
+# Encoder-decoders: the self-attention and the feed-forward of both stacks; attention to the encoder is not named.
+_BART = SubLayers(
+    layer=r"(encoder|decoder)\.layers\.\d+",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    attention_output="self_attn.out_proj",
+    feed_forward_input=("fc1",),
+    feed_forward_output="fc2",
+)
+_T5 = SubLayers(
+    layer=r"(encoder|decoder)\.block\.\d+\.layer\.\d+",
+    query="SelfAttention.q",
+    key="SelfAttention.k",
+    value="SelfAttention.v",
+    attention_output="SelfAttention.o",
+    feed_forward_input=("DenseReluDense.wi",),
+    feed_forward_output="DenseReluDense.wo",
+)
+ENCODER_DECODERS = {**dict.fromkeys(("bart", "m2m_100", "marian", "mbart", "pegasus"), _BART), "t5": _T5}
 SUB_LAYERS = {
     **dict.fromkeys(("bert", "camembert", "electra", "ernie", "esm", "megatron-bert", "rembert"), _BERT),
     **dict.fromkeys(("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"), _BERT),
@@ -134,6 +154,7 @@ SUB_LAYERS = {
         feed_forward_output="fc2",
     ),
     **dict.fromkeys(("eurobert", "gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3"), _LLAMA),
+    **ENCODER_DECODERS,
 }
 
 

@@ -25,6 +25,8 @@ KINDS = {
     "fill-mask": "A masked language model",
     "feature-extraction": "An encoder",
     "text2text-generation": "An encoder-decoder that fills gaps",
+    "translation": "Translation",
+    "summarization": "Summarization",
     None: "A tokenizer",
 }
 PRETRAINING_TASKS = ("fill-mask", "feature-extraction", "text2text-generation")
@@ -59,6 +61,7 @@ def write_model_card(output_dir: Path, results: dict[str, Any], task: str | None
         f"# {escape(name)}",
         _summary(run, task),
         "## Results\n\n" + _results_table(metrics, run, counts),
+        _signatures(run.get("signatures", {})),
         "## What was merged\n\n" + _merged_table(run["merged"]) if "merged" in run else "",
         "\n\n".join(plots),
         f"## Limitations\n\n{limitations}",
@@ -135,6 +138,11 @@ def _results_table(metrics: dict[str, Any], run: dict[str, Any], counts: Mapping
             rows = [[*row, f"{counts.get(label, 0):,}"] for row, label in zip(rows, by_class, strict=True)]
         text += "\n\n" + table(["label", *kinds], rows)
     return text
+
+
+def _signatures(signatures: dict[str, str]) -> str:
+    """Return how the scores of texts were computed, so that others can compare theirs."""
+    return "\n".join(f"- {escape(name)}: {code(signature)}" for name, signature in signatures.items())
 
 
 def _before_and_after(metrics: dict[str, Any], name: str) -> str:

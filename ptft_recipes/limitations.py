@@ -12,6 +12,7 @@ WIDE = 0.05  # half of an interval, as a share of the score
 FEW = 30  # test rows of a label
 POOR = 0.5  # F1
 SOME = 0.01  # share of the rows
+LENGTH_OFF = 0.15  # of the references' length
 SHOWN = 5  # labels in one sentence
 
 
@@ -64,6 +65,9 @@ def _of_the_test(metrics: dict[str, Any], run: dict[str, Any]) -> list[str]:
         found.append("A single test document: the intervals are over its blocks, which are not independent.")
     if undefined := [code(name) for name in overall if name not in scored]:
         found.append(f"Undefined on this test split: {', '.join(undefined)}.")
+    ratio = scored.get("length_ratio", {"value": 1})["value"]
+    if abs(ratio - 1) > LENGTH_OFF:
+        found.append(f"What it writes is {rounded(ratio)} times as long as the references.")
     if fold := data.get("fold"):
         found.append(f"The test rows are fold {fold['number']} of {fold['count']} of train, not a split of its own.")
     elif data.get("cut", {}).get("test"):
@@ -109,6 +113,8 @@ def _of_texts(data: dict[str, Any]) -> list[str]:
             read = data.get("augmentation", {}).get("rows", rows)
         if rows and cut > (SOME * read if split == "train" else 0):
             found.append(f"{_share(cut, read)} of the {split} rows are longer than the model was shown, and were cut.")
+        if rows and (cut := counts.get("truncated_targets", 0)) > (SOME * rows if split == "train" else 0):
+            found.append(f"{_share(cut, rows)} of the {split} targets are longer than the model may write.")
         if rows and (dropped := data.get("dropped", {}).get(split, 0)):
             found.append(f"{_share(dropped, rows + dropped)} of the {split} rows were dropped: no text, or no label.")
     counts, rows = _counts(data, "test"), data["rows"].get("test")

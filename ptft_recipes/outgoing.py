@@ -20,6 +20,7 @@ LOADED = (
     *WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja",
     "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+    "source.spm", "target.spm", "generation_config.json",
     "generator/model.safetensors", "generator/config.json", "generator/tokenizer.json",
     "generator/tokenizer_config.json",
 )  # fmt: skip

@@ -85,6 +85,22 @@ def stream_documents(path: str | Path, text_column: str) -> Iterator[dict[str, s
             yield row
 
 
+def read_lines(path: str | Path) -> list[str]:
+    """Read a text file of which every line counts, blank ones too: it belongs to the same line of another file.
+
+    Raises:
+        InputError: No such file, one that cannot be opened, no lines, bytes that are not UTF-8.
+    """
+    path = Path(path)
+    check_file(path)
+    check_no_archive(path)
+    with readable(path):
+        lines = [line.rstrip("\r") for line in _text_lines(path)]
+    if not lines:
+        raise InputError(f"{path}: no rows")
+    return lines
+
+
 def check_columns(where: str | Path, found: Iterable[str], required: Sequence[str]) -> None:
     """Raise an InputError that names the columns that are there, unless all required ones are among them."""
     found = list(found)

@@ -151,7 +151,9 @@ def _freeze(model: PreTrainedModel, tuning_args: TuningArguments, new_modules: l
     for module in also:
         if not any(f".{module}." in f".{name}" for name in names):
             raise InputError(f"--tuning_kwargs modules_to_save: the model has no module {module!r}")
-    body = f"{model.base_model_prefix}."
+    if method == "linear_probe" and model.config.is_encoder_decoder and not also:
+        raise InputError("--tuning linear_probe: an encoder-decoder has no head of its own to train; try lora")
+    body = "" if model.base_model is model else f"{model.base_model_prefix}."  # T5 is its own
     biases = 0
     for name, parameter in model.named_parameters():
         is_bias = name.rpartition(".")[2] == "bias"

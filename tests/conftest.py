@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import csv
 import importlib.util
+import json
 import logging
 import os
 import random
@@ -120,6 +121,74 @@ def tiny_config(family: str, vocabulary: int):
         sizes = {**SIZES, "max_position_embeddings": positions, **MORE_SIZES.get(family, {})}
     ids = SPECIAL_IDS if family in ("modernbert", "eurobert") else {}
     return AutoConfig.for_model(family, vocab_size=vocabulary, pad_token_id=0, **sizes, **ids)
+
+
+SEQ2SEQ_FAMILIES = ("t5", "bart", "marian", "m2m_100")
+PAIRS = dict(zip("cat dog house tree sees likes big small the a".split(),  # noqa: SIM905
+                 "Katze Hund Haus Baum sieht mag gross klein das ein".split(), strict=True))  # noqa: SIM905  # fmt: skip
+
+
+def tiny_seq2seq_config(family: str, vocabulary: int):
+    """Return a configuration of an encoder-decoder with two layers on each side, for `seq2seq_tokenizer`."""
+    ids = {"vocab_size": vocabulary, "pad_token_id": 0, "eos_token_id": 1, "d_model": 32}
+    if family == "t5":
+        sizes = {"d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}
+        return AutoConfig.for_model(family, **ids, **sizes)
+    sizes = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in {"layers": 2, "attention_heads": 2, "ffn_dim": 64}.items()
+    }
+    # BART's decoder starts with the end token, Marian's with padding.
+    sizes |= {"decoder_start_token_id": 0 if family == "marian" else 1, "max_position_embeddings": 64}
+    sizes["init_std"] = 0.1  # so narrow a model finds no alignment from 0.02 on
+    return AutoConfig.for_model(family, **ids, **sizes, bos_token_id=None, forced_eos_token_id=None)
+
+
+@pytest.fixture(scope="session")
+def seq2seq_tokenizer():
+    """A word-level tokenizer of both sides of the tiny pairs, with an end token behind every text."""
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "</s>", "<unk>", *PAIRS, *PAIRS.values()])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=64, pad_token="<pad>", unk_token="<unk>", eos_token="</s>"
+    )
+
+
+@pytest.fixture(scope="session")
+def seq2seq_checkpoints(tmp_path_factory, seq2seq_tokenizer):
+    """Folders with encoder-decoders, by family."""
+    folders = {}
+    for family in SEQ2SEQ_FAMILIES:
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp(family)
+        config = tiny_seq2seq_config(family, len(seq2seq_tokenizer))
+        AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
+        seq2seq_tokenizer.save_pretrained(folder)
+        folders[family] = str(folder)
+    return folders
+
+
+def pair_rows(count: int, seed: int) -> list[dict]:
+    """Return texts of 2 to 5 words and their translation, word by word."""
+    generator = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        words = generator.choices([*PAIRS], k=generator.randint(2, 5))
+        rows.append({"source": " ".join(words), "target": " ".join(PAIRS[word] for word in words)})
+    return rows
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory):
+    """JSON lines of translation pairs by split: 256 / 32 / 32."""
+    folder, paths = tmp_path_factory.mktemp("pairs"), {}
+    for seed, (split, count) in enumerate({"train": 256, "validation": 32, "test": 32}.items()):
+        paths[split] = str(folder / f"{split}.jsonl")
+        Path(paths[split]).write_text("".join(json.dumps(row) + "\n" for row in pair_rows(count, seed)))
+    return paths
 
 
 @pytest.fixture(scope="session")
@@ -338,6 +407,19 @@ def run_token_cls(finetune_token_cls, checkpoint, tagged, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def finetune_seq2seq():
+    """The recipe as a module."""
+    return load_recipe("finetune_seq2seq")
+
+
+@pytest.fixture
+def run_seq2seq(finetune_seq2seq, seq2seq_checkpoints, pairs, tmp_path):
+    """Run finetune_seq2seq in process on the tiny BART and the tiny pairs; flags given later win."""
+    lengths = ["--max_source_length", "16", "--max_target_length", "12", "--label_smoothing_factor", "0"]
+    return runner(finetune_seq2seq, seq2seq_checkpoints["bart"], pairs, tmp_path / "run", lengths)
+
+
+@pytest.fixture(scope="session")
 def pretrain_mlm():
     """The recipe as a module."""
     return load_recipe("pretrain_mlm")
@@ -398,7 +480,7 @@ def run_span(pretrain_span, checkpoints, corpus, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def subjects(checkpoints, topics, tagged, corpus, tmp_path_factory):
+def subjects(checkpoints, seq2seq_checkpoints, topics, tagged, pairs, corpus, tmp_path_factory):
     """Return a function that gives a kind of training by its name, run to its end once per session."""
     from reliability.subjects import Subject
 
@@ -407,7 +489,9 @@ def subjects(checkpoints, topics, tagged, corpus, tmp_path_factory):
     def get(name: str) -> Subject:
         if name not in made:
             folder = tmp_path_factory.mktemp("subject")
-            made[name] = Subject(name, checkpoints, {"topics": topics, "tagged": tagged, "corpus": corpus}, folder)
+            models = checkpoints | {"seq2seq": seq2seq_checkpoints["bart"]}
+            files = {"topics": topics, "tagged": tagged, "pairs": pairs, "corpus": corpus}
+            made[name] = Subject(name, models, files, folder)
         return made[name]
 
     return get

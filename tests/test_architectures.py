@@ -4,18 +4,19 @@ import re
 
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import tiny_config, tiny_seq2seq_config
 from peft import IA3Config, LoraConfig, get_peft_model
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
 from transformers.pytorch_utils import Conv1D
 
-from ptft_recipes.architectures import SUB_LAYERS, sub_layers
+from ptft_recipes.architectures import ENCODER_DECODERS, SUB_LAYERS, sub_layers
 from ptft_recipes.errors import InputError
 
 DECODERS = ("gemma", "gemma2", "gpt2", "llama", "mistral", "opt", "qwen2", "qwen3")
@@ -31,7 +32,7 @@ def classes_of(family):
     return classes if family == "opt" else [*classes, AutoModelForTokenClassification]
 
 
-@pytest.mark.parametrize("family", SUB_LAYERS)
+@pytest.mark.parametrize("family", [family for family in SUB_LAYERS if family not in ENCODER_DECODERS])
 def test_each_name_is_found_once_in_each_layer_and_nowhere_else(family):
     names = sub_layers(family)
     config = tiny_config(family, 30)
@@ -46,6 +47,19 @@ def test_each_name_is_found_once_in_each_layer_and_nowhere_else(family):
         rest = {n for n in linear if not re.fullmatch(names.pattern(*names.projections()), n)}
         assert all(re.fullmatch(rf"(\w+\.)?(encoder\.)?({OUTSIDE_THE_LAYERS})\w*(\.\w+)*", n) for n in rest), rest
         assert not [n for n in rest if re.search(r"\.\d+\.", n)], "a projection of a layer is missing in the table"
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_of_encoder_decoders_each_name_is_found_once_in_each_layer_of_both_stacks(family):
+    names, config = sub_layers(family), tiny_seq2seq_config(family, 30)
+    modules = AutoModelForSeq2SeqLM.from_config(config).named_modules()
+    linear = {name for name, module in modules if isinstance(module, torch.nn.Linear)}
+    for name in names.projections():
+        assert len([n for n in linear if re.fullmatch(names.pattern(name), n)]) == 4, (
+            "2 layers that read, 2 that write"
+        )
+    rest = {n for n in linear if not re.fullmatch(names.pattern(*names.projections()), n)}
+    assert len(rest) == 1 + 2 * 4, "the head, and in each decoder layer the attention to the encoder"
 
 
 @pytest.mark.parametrize("family", ["albert", "bert", "distilbert", "gpt2", "llama", "modernbert", "mpnet"])
@@ -70,5 +84,5 @@ def test_lora_and_ia3_take_the_patterns(family):
 
 
 def test_an_unknown_family_is_told_how_to_name_modules():
-    with pytest.raises(InputError, match=r"funnel: no table.*albert, bert, .*target_modules=\["):
+    with pytest.raises(InputError, match=r"funnel: no table.*albert, bart, bert, .*target_modules=\["):
         sub_layers("funnel")

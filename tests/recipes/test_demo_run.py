@@ -1,5 +1,6 @@
 """The main job on the real demo data: minutes rather than seconds."""
 
+import importlib.util
 import json
 
 import pytest
@@ -44,3 +45,12 @@ def test_punctuation_comes_back_into_the_papers(tmp_path):
     assert results["run"]["data"]["tokens"]["test"]["rows_of_several_windows"] == 234
     assert results["metrics"]["macro_f1"]["value"] > 0.56, "0.188 is what O everywhere gives, 0.541 neighbouring words"
     assert results["metrics"]["accuracy"]["value"] > 0.935, "likewise 0.891 and 0.930"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("homeassistant") is None, reason="its texts are not installed")
+def test_a_new_translator_begins_to_learn_german(tmp_path):
+    flags = ["--max_steps", "300", "--max_eval_samples", "64", "--output_dir", str(tmp_path / "run")]
+    results = load_recipe("finetune_seq2seq").main(flags)
+    assert results["run"]["data"]["rows"]["train"] == 32606
+    assert results["run"]["validation"]["loss"] < 6.5, "8.3 is what guessing among 4,000 tokens gives"

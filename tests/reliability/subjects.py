@@ -8,12 +8,13 @@ from pathlib import Path
 from conftest import ROOT
 from reliability.killing import run
 
-COMMON = ["--learning_rate", "5e-3", "--per_device_train_batch_size", "8", "--max_length", "32", "--bf16", "false"]
+COMMON = ["--learning_rate", "5e-3", "--per_device_train_batch_size", "8", "--bf16", "false"]
 COMMON += ["--use_cpu", "true", "--disable_tqdm", "true", "--num_train_epochs", "2", "--save_total_limit", "2"]
 COMMON += ["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "5", "--save_steps", "5"]
 CLS = ["--max_train_samples", "96"]  # 12 steps an epoch: checkpoints in mid-epoch, and one at step 24
 MLM = ["--max_train_samples", "30"]
-DATA = {"finetune_cls": "topics", "finetune_token_cls": "tagged"}
+DATA = {"finetune_cls": "topics", "finetune_token_cls": "tagged", "finetune_seq2seq": "pairs"}
+LENGTHS = {"finetune_seq2seq": ["--max_source_length", "16", "--max_target_length", "12"]}
 SUBJECTS = {
     "full": ("finetune_cls", "bert", CLS),
     "random batches": ("finetune_cls", "bert", [*CLS, "--train_sampling_strategy", "random"]),
@@ -26,6 +27,7 @@ SUBJECTS = {
         *CLS, "--eval_strategy", "epoch", "--save_strategy", "epoch", "--num_train_epochs", "4",
         "--early_stopping_patience", "2"]),
     "token classification": ("finetune_token_cls", "bert", [*CLS, "--max_length", "16", "--stride", "4"]),
+    "sequence to sequence": ("finetune_seq2seq", "seq2seq", [*CLS, "--metric_for_best_model", "chrf"]),
     "max_steps": ("finetune_cls", "bert", [
         *CLS, "--eval_strategy", "epoch", "--save_strategy", "epoch", "--max_steps", "20"]),
     "mlm": ("pretrain_mlm", "bert", MLM),
@@ -45,6 +47,7 @@ class Subject:
         self.recipe, family, flags = SUBJECTS[name]
         data = files[DATA.get(self.recipe, "corpus")]
         self.argv = ["--model_name_or_path", checkpoints[family], *COMMON]
+        self.argv += LENGTHS.get(self.recipe, ["--max_length", "32"])
         self.argv += [token for split, path in data.items() for token in (f"--{split}_file", path)] + flags
         self.folder = folder
         assert self.run("whole") == 0, self.log("whole")
