@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import csv
 import importlib.util
+import json
 import logging
 import os
 import random
@@ -166,6 +167,49 @@ def tagged_rows(count: int, seed: int) -> list[dict]:
     return rows
 
 
+def question_rows(count: int, seed: int) -> list[dict]:
+    """Return questions in the form of SQuAD 2: which words of the context are of the topic that is asked about?
+
+    A context has words of two topics, and a quarter of the questions ask for the third: they have no answer. What a
+    question asks with is a word of the topic that is in no answer.
+    """
+    generator = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        topics = generator.sample(sorted(TOPICS), k=3)
+        words, answers = generator.choices(FILLERS, k=generator.randint(1, 4)), {}
+        for topic in topics[:2]:
+            answers[topic] = (
+                len(" ".join([*words, ""])),
+                generator.choices(TOPICS[topic][1:], k=generator.randint(1, 2)),
+            )
+            words += [*answers[topic][1], *generator.choices(FILLERS, k=generator.randint(1, 4))]
+        asked = generator.choice([*topics, topics[0]])
+        start, answer = answers.get(asked, (0, []))
+        rows.append({
+            "question": f"the {TOPICS[asked][0]} of", "context": " ".join(words),
+            "answers": {"text": [" ".join(answer)] if answer else [], "answer_start": [start] if answer else []},
+        })  # fmt: skip
+    return rows
+
+
+def write_jsonl(path, rows):
+    """Write rows of dicts as JSON lines."""
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def questions(tmp_path_factory):
+    """JSON lines of questions by split: 384 / 48 / 48."""
+    folder = tmp_path_factory.mktemp("questions")
+    sizes = {"train": 384, "validation": 48, "test": 48}
+    return {
+        split: write_jsonl(folder / f"{split}.jsonl", question_rows(size, seed))
+        for seed, (split, size) in enumerate(sizes.items())
+    }
+
+
 def write_conll(path, rows):
     """Write rows with `tokens` and `tags` as a CoNLL file."""
     sentences = ("".join(f"{w}\t{t}\n" for w, t in zip(row["tokens"], row["tags"], strict=True)) for row in rows)
@@ -300,6 +344,18 @@ def finetune_token_cls():
 def run_token_cls(finetune_token_cls, checkpoint, tagged, tmp_path):
     """Run finetune_token_cls in process on the tiny model and the tagged sentences; flags given later win."""
     return runner(finetune_token_cls, checkpoint, tagged, tmp_path / "run", ["--max_length", "16", "--stride", "4"])
+
+
+@pytest.fixture(scope="session")
+def finetune_qa():
+    """The recipe as a module."""
+    return load_recipe("finetune_qa")
+
+
+@pytest.fixture
+def run_qa(finetune_qa, checkpoint, questions, tmp_path):
+    """Run finetune_qa in process on the tiny model and the tiny questions; flags given later win."""
+    return runner(finetune_qa, checkpoint, questions, tmp_path / "run", ["--max_length", "32", "--stride", "8"])
 
 
 @pytest.fixture(scope="session")
