@@ -151,6 +151,7 @@ def score_answers(
     questions, contexts = (rows[column][:] for column in trainer.task["columns"])
     number = {context: i for i, context in enumerate(dict.fromkeys(contexts))}
     groups = [number[context] for context in contexts] if len(number) < len(contexts) else None
+    run["resampled"] = "contexts" if groups else "questions"
     lines = map(answer_line, rows, answers, predicted, questions, contexts)
     prediction = output._replace(predictions=statistics, label_ids=statistics)
     return report_test_split(trainer, prediction, trainer.answer_metrics, lines, run, groups)
