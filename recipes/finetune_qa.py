@@ -9,10 +9,10 @@
     ... --train_file train-v2.0.json --test_file dev-v2.0.json                    SQuAD's files; .jsonl, .parquet
     ... --tuning lora --tuning_kwargs r=16 lora_alpha=32 --learning_rate 1e-3     any PEFT method
 
-A new head gives every token of the context a score as the first and as the last one of the answer; [CLS] stands for no
-answer (Devlin et al., 2019, sections 4.2 and 4.3). Long contexts are read in overlapping windows. The epoch with the
-best validation score is kept, with the no-answer threshold that suits it; the test split is scored once, at the end,
-with bootstrap intervals. The demo asks for the challenge, the approach and the outcome of NLP papers.
+A new head scores each token of the context as the answer's first and last; [CLS] is no answer (Devlin et al., 2019,
+sections 4.2 and 4.3). Long contexts are read in overlapping windows. The epoch with the best validation score is kept,
+with a no-answer threshold tuned for it; the test split is scored once, at the end, with bootstrap intervals. The demo
+asks NLP papers for their problem, approach and outcome.
 """
 
 from dataclasses import dataclass, field
@@ -29,12 +29,7 @@ from ptft_recipes.question_data import load_question_splits
 from ptft_recipes.training import start_run
 from ptft_recipes.tuning import TuningArguments, apply_tuning
 from ptft_recipes.windows import prepare_for_words
-from transformers import (
-    AutoModelForQuestionAnswering,
-    DataCollatorWithPadding,
-    EarlyStoppingCallback,
-    TrainingArguments,
-)
+from transformers import AutoModelForQuestionAnswering, EarlyStoppingCallback, TrainingArguments
 
 # What differs from the defaults of transformers; --help shows all of it.
 DEFAULTS = {
@@ -63,9 +58,7 @@ class DataArguments(DatasetArguments):
 
     question_column: str = field(default="question", metadata={"help": "the question"})
     context_column: str = field(default="context", metadata={"help": "the text that may answer it"})
-    answers_column: str = field(
-        default="answers", metadata={"help": "{text: [...], answer_start: [...]}; [] for none"}
-    )
+    answers_column: str = field(default="answers", metadata={"help": "{text: [...], answer_start: [...]}"})
     max_length: int = field(default=256, metadata={"help": "tokens per window, question included"})
     stride: int = field(default=96, metadata={"help": "tokens of the context that two windows share"})
     max_answer_length: int | None = field(default=None, metadata={"help": "tokens; the longest of train if not given"})
@@ -91,12 +84,13 @@ def main(argv=None, callbacks=()):
     raw, run["data"] = load_question_splits(data_args, *columns, data_args.answers_column)
     tokenizer = prepare_for_words(load_tokenizer(model_args))
     lengths = {"max_length": data_args.max_length, "stride": data_args.stride}
-    kwargs = {"fn_kwargs": {"tokenizer": tokenizer, "columns": columns} | lengths, "with_indices": True}
+    kwargs = {
+        "fn_kwargs": {"tokenizer": tokenizer, "columns": columns} | lengths,
+        "with_indices": True,
+        "batched": True,
+    }
     with training_args.main_process_first(desc="tokenization"):
-        dataset = {
-            split: rows.map(preprocess, remove_columns=rows.column_names, batched=True, **kwargs)
-            for split, rows in raw.items()
-        }
+        dataset = {n: rows.map(preprocess, remove_columns=rows.column_names, **kwargs) for n, rows in raw.items()}
     run["data"] |= lengths | {"tokens": count_answer_windows(dataset, raw)}
     task = {"columns": columns, "n_best": data_args.n_best, "has_no_answers": run["data"]["has_no_answers"]}
     task["max_answer_length"] = data_args.max_answer_length or run["data"]["tokens"]["train"]["longest_answer"]
@@ -115,7 +109,6 @@ def main(argv=None, callbacks=()):
         eval_dataset=dataset["validation"],
         eval_rows=raw["validation"],
         task=task,
-        data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
         tuning_args=tuning_args,
         new_modules=new_modules,

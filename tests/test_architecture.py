@@ -98,6 +98,7 @@ EDGES = {
     "question_answering": {
         "answer_metrics", "answer_windows", "answers", "errors", "evaluation", "training",
     },
+    "question_demo": set(),
     "question_data": {"data", "errors", "folds", "splits"},
     "reading": {"conll", "errors", "safe_files", "squad"},
     "regularization": {"errors", "labels"},
@@ -122,7 +123,7 @@ EDGES = {
     "soups": {
         "card", "ensembles", "errors", "finished_runs", "merging", "modeling", "provenance", "trained_checkpoints",
     },
-    "spaces": {"demo", "errors", "outgoing", "tag_schemes"},
+    "spaces": {"demo", "errors", "outgoing", "question_demo", "tag_schemes"},
     "sparse_head": set(),
     "splits": {"caching", "errors", "folds"},
     "squad": {"errors"},

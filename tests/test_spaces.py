@@ -13,11 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, runner, topic_rows, write_csv
+from conftest import ROOT, question_rows, runner, topic_rows, write_csv, write_jsonl
 from huggingface_hub import RepoCard
 from test_architecture import imported
 
-from ptft_recipes import spaces
+from ptft_recipes import question_demo, spaces
 from ptft_recipes.commands import main
 from ptft_recipes.tag_schemes import lenient_entities
 
@@ -33,6 +33,7 @@ def start(space: Path, monkeypatch):
     gradio = SimpleNamespace(
         Interface=lambda fn, inputs, output, **options: kept.update(fn=fn, inputs=inputs, output=output, **options),
         **dict.fromkeys(("Textbox", "Label", "Number", "HighlightedText"), component),
+        Error=ValueError,
     )
     monkeypatch.setitem(sys.modules, "gradio", gradio)
     runpy.run_path(str(space / "app.py"), run_name="app")
@@ -158,6 +159,29 @@ def test_a_tagger_marks_the_entities_that_the_run_predicted(scheme, run_token_cl
     assert found > 20
 
 
+@pytest.mark.parametrize("tuning", ["full", pytest.param("lora", marks=pytest.mark.slow)])
+def test_questions_are_answered_as_the_run_did(tuning, run_qa, tmp_path, monkeypatch):
+    rows = question_rows(48, 2)
+    for row in rows:
+        row["context"] += " of the old one" * 8  # several windows
+    run_qa(tuning=tuning, max_steps=8, test_file=write_jsonl(tmp_path / "long.jsonl", rows))
+    space = make(tmp_path / "run", tmp_path)
+    assert (space / "ptft_recipes" / "answers.py").exists(), "nothing of this library is installed where it runs"
+    app = start(space, monkeypatch)
+    assert [box["label"] for box in app["inputs"]] == ["Question", "Text"]
+    answered = 0
+    for row, line in zip(rows, read_rows(tmp_path / "run" / "predictions" / "test.jsonl"), strict=True):
+        text, probability, marked = app["fn"](row["question"], row["context"])
+        expected = line["n_best"][0]["probability"] if line["predicted"] else line["no_answer_probability"]
+        assert (text, probability) == (line["predicted"] or "(no answer)", pytest.approx(expected, abs=1e-5))
+        for part in marked["entities"]:
+            assert marked["text"][part["start"] : part["end"]] == line["predicted"]
+            answered += 1
+    assert 0 < answered <= 48
+    with pytest.raises(ValueError, match="and leaves 0 for its context"):
+        app["fn"]("the " * 40, "one goal")
+
+
 def described(tmp_path, **changes) -> Path:
     run = {
         "versions": {"python": "3.11.7", "torch": "2.13.0+cpu", "transformers": "5.23.0", "peft": "0.21"},
@@ -197,18 +221,24 @@ def test_other_tasks_a_used_folder_and_links_are_refused(tmp_path, capsys):
     assert not (tmp_path / "other").exists()
     (run / "config.json").write_text(json.dumps({"architectures": ["BertForMaskedLM"]}))
     assert main(["space", str(run), str(tmp_path / "other")]) == 2
-    assert "is for BertForMaskedLM; there are demos for text and token classification" in capsys.readouterr().err
+    assert (
+        "is for BertForMaskedLM; there are demos for text and token classification, and question answering"
+        in capsys.readouterr().err
+    )
 
 
-def test_bottleneck_adapters_bring_all_that_they_import():
-    needed = {"__init__"}
-    waiting = ["bottleneck"]
+@pytest.mark.parametrize(
+    ("first", "brought"),
+    [(["bottleneck"], spaces.BOTTLENECK), (["answers", "answer_windows", "errors"], question_demo.IMPORTED)],
+)
+def test_a_demo_brings_all_that_it_imports(first, brought):
+    needed, waiting = {"__init__"}, [*first]
     while waiting:
         name = waiting.pop()
         needed.add(name)
         found = imported(ROOT / "ptft_recipes" / f"{name}.py")
         waiting += [other.split(".")[1] for other in found if other.startswith("ptft_recipes.")]
-    assert sorted(f"{name}.py" for name in needed) == sorted(spaces.BOTTLENECK)
+    assert sorted(f"{name}.py" for name in needed) == sorted(brought)
 
 
 @pytest.mark.slow
