@@ -242,10 +242,10 @@ def test_a_demo_brings_all_that_it_imports(first, brought):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["classifier", "tagger"])
-def test_the_real_gradio_answers_a_request(kind, run_cls, run_token_cls, tmp_path):
+@pytest.mark.parametrize("kind", ["classifier", "tagger", "answers"])
+def test_the_real_gradio_answers_a_request(kind, run_cls, run_token_cls, run_qa, tmp_path):
     pytest.importorskip("gradio")
-    run = run_cls if kind == "classifier" else run_token_cls
+    run = {"classifier": run_cls, "tagger": run_token_cls, "answers": run_qa}[kind]
     run("--tuning", "lora", num_train_epochs=2)
     space = make(tmp_path / "run", tmp_path)
     with socket.socket() as free:
@@ -256,22 +256,32 @@ def test_the_real_gradio_answers_a_request(kind, run_cls, run_token_cls, tmp_pat
     }  # fmt: skip
     environment.pop("PYTHONPATH", None)
     row = read_rows(tmp_path / "run" / "predictions" / "test.jsonl")[0]
-    text = topic_rows(64, 2)[0]["text"] if kind == "classifier" else " ".join(row["words"])
+    asked = {
+        "classifier": lambda: [topic_rows(64, 2)[0]["text"]],
+        "tagger": lambda: [" ".join(row["words"])],
+        "answers": lambda: [row["question"], question_rows(48, 2)[0]["context"]],
+    }[kind]()
     with subprocess.Popen([sys.executable, "app.py"], cwd=space, env=environment) as process:
         try:
-            answer = ask(f"http://127.0.0.1:{port}/gradio_api/call/predict", text, process)
+            answer = ask(f"http://127.0.0.1:{port}/gradio_api/call/predict", asked, process)
         finally:
             process.kill()
     if kind == "classifier":
-        scores = {part["label"]: part["confidence"] for part in answer["confidences"]}
+        scores = {part["label"]: part["confidence"] for part in answer[0]["confidences"]}
         assert scores == pytest.approx(row["probabilities"], abs=1e-5)
+    elif kind == "tagger":
+        assert "".join(part["token"] for part in answer[0]).split() == row["words"]
+        marked = [part["class_or_confidence"] for part in answer[0] if part["class_or_confidence"]]
+        assert marked == [entity.type for entity in lenient_entities(row["predicted"])]
     else:
-        assert " ".join(part["token"] for part in answer).split() == row["words"]
+        expected = row["n_best"][0]["probability"] if row["predicted"] else row["no_answer_probability"]
+        assert answer[:2] == [row["predicted"] or "(no answer)", pytest.approx(expected, abs=1e-5)]
+        assert "".join(part["token"] for part in answer[2]) == asked[1]
 
 
-def ask(url: str, text: str, process):
+def ask(url: str, texts: list[str], process) -> list:
     """Ask a demo as its documentation says: an event is started, and then read."""
-    body, deadline = json.dumps({"data": [text]}).encode(), time.monotonic() + 120
+    body, deadline = json.dumps({"data": texts}).encode(), time.monotonic() + 300
     request = urllib.request.Request(url, body, {"content-type": "application/json"})
     while True:
         try:
@@ -285,4 +295,4 @@ def ask(url: str, text: str, process):
     with urllib.request.urlopen(f"{url}/{event}", timeout=60) as stream:
         lines = stream.read().decode().splitlines()
     assert "event: complete" in lines, lines
-    return json.loads(next(line for line in lines if line.startswith("data: ")).removeprefix("data: "))[0]
+    return json.loads(next(line for line in lines if line.startswith("data: ")).removeprefix("data: "))

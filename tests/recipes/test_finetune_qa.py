@@ -82,6 +82,7 @@ def test_the_card_answers_as_the_run_did(learned):
     card = (folder / "README.md").read_text()
     assert "pipeline_tag: question-answering" in card
     assert "- type: exact_match" in card
+    assert "| answers | at most 2 tokens; intervals over questions |" in card
     assert "| label | exact_match | f1 |" in card
     answer = run_card(folder)["answer"]
     contexts = [row["context"] for row in question_rows(48, 2)]
