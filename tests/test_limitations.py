@@ -42,6 +42,7 @@ def test_a_run_of_which_nothing_bad_is_known_has_the_two_that_every_run_has():
         ({"data": {"overlap_with_train": {"test": {"normalised": 6}}}}, "6 (15.0 %) of the test rows are in train"),
         ({"data": {"tokens": {"test": {"truncated_rows": 1}}}}, "1 (2.5 %) of the test rows are longer than the"),
         ({"data": {"tokens": {"train": {"truncated_rows": 30}}}}, "30 (10.0 %) of the train rows are longer than"),
+        ({"data": {"tokens": {"test": {"answers_in_no_window": 2}}}}, "2 (5.0 %) of the test answers are in no"),
         ({"data": {"dropped": {"train": 100}}}, "100 (25.0 %) of the train rows were dropped"),
         ({"data": {"tokens": {"test": {"unknown_tokens": 50, "tokens": 1000}}}}, "50 (5.0 %) of the test tokens are"),
         ({"data": {"tokens": {"test": {"rows_with_unknown_tokens": 2}}}}, "2 (5.0 %) of the test rows have words"),
