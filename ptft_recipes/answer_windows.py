@@ -30,16 +30,17 @@ def token_spans(tokenizer, context: str) -> np.ndarray:
     """
     # verbose: else it warns that the context is longer than the model reads, which is why there are windows
     encoding = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    spans = np.array(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-    for span in spans:
-        while span[0] < span[1] and context[span[0]].isspace():
-            span[0] += 1
-        while span[0] < span[1] and context[span[1] - 1].isspace():
-            span[1] -= 1
+    spans = []
+    for start, end in encoding["offset_mapping"]:
+        while start < end and context[start].isspace():
+            start += 1
+        while start < end and context[end - 1].isspace():
+            end -= 1
         # An uncased tokenizer takes combining marks out, and the character before them would lose its accent.
-        while span[0] < span[1] < len(context) and unicodedata.category(context[span[1]]).startswith("M"):
-            span[1] += 1
-    return spans
+        while start < end < len(context) and unicodedata.category(context[end]).startswith("M"):
+            end += 1
+        spans.append((start, end))
+    return np.array(spans, dtype=np.int64).reshape(-1, 2)
 
 
 def tokens_of_answer(spans: np.ndarray, start: int, end: int) -> tuple[int, int] | None:

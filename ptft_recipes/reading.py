@@ -219,7 +219,7 @@ def _json(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
         rows = [rows] if not isinstance(rows.get("data"), list) else rows["data"]
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f'{path}: expected a list of objects [{{...}}, ...], or {{"data": [...]}}')
-    if is_nested(rows) and "paragraphs" not in required:
+    if is_nested(rows) and not {*required} <= {*rows[0]}:
         yield from parse_articles(rows, path)
         return
     for index, row in enumerate(rows):

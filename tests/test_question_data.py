@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict
 from ptft_recipes.data import DatasetArguments
 from ptft_recipes.errors import InputError
 from ptft_recipes.question_data import find_answer, load_question_splits
+from ptft_recipes.reading import read_rows
 
 CONTEXT = "Ada wrote the first program; Ada was 27."
 ROWS = [
@@ -80,6 +81,11 @@ def test_the_place_of_a_nested_question_is_its_path(tmp_path):
         "nested.json[0].paragraphs[0].qas[0]", "nested.json[0].paragraphs[1].qas[0]",
         "nested.json[1].paragraphs[0].qas[0]",
     ]  # fmt: skip
+
+
+def test_a_column_of_that_name_makes_no_articles(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps([{"text": "one", "paragraphs": 3}]))
+    assert read_rows(tmp_path / "x.json", ["text"])[0]["text"] == "one"
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ def learned(finetune_qa, checkpoint, questions, tmp_path_factory):
     """A run that learned, by whose folder and results several tests go."""
     folder = tmp_path_factory.mktemp("learned") / "run"
     run = runner(finetune_qa, checkpoint, questions, folder, ["--max_length", "32", "--stride", "8"])
-    return folder, run(num_train_epochs=9)
+    few = {"eval_strategy": "steps", "eval_steps": 144, "save_strategy": "steps", "save_steps": 144}
+    return folder, run(num_train_epochs=9, **few)
 
 
 def test_a_run_learns_and_leaves_everything_that_the_readme_promises(learned):
@@ -179,7 +180,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_ends_in_the_same_weights(run_qa
 @pytest.mark.slow
 def test_the_stock_path_and_new_weights_train_too(run_qa, tmp_path):
     assert run_qa("--stock", max_steps=2)["run"]["stock"]
-    run_qa("--from_scratch", max_steps=2, output_dir=tmp_path / "new")
+    run_qa("--from_scratch", label_smoothing_factor=0.1, max_steps=2, output_dir=tmp_path / "new")
 
 
 @pytest.mark.parametrize(
