@@ -38,16 +38,15 @@ def learned(finetune_qa, checkpoint, questions, tmp_path_factory):
     """A run that learned, by whose folder and results several tests go."""
     folder = tmp_path_factory.mktemp("learned") / "run"
     run = runner(finetune_qa, checkpoint, questions, folder, ["--max_length", "32", "--stride", "8"])
-    few = {"eval_strategy": "steps", "eval_steps": 144, "save_strategy": "steps", "save_steps": 144}
-    return folder, run(num_train_epochs=9, **few)
+    return folder, run(num_train_epochs=4)
 
 
 def test_a_run_learns_and_leaves_everything_that_the_readme_promises(learned):
     folder, results = learned
     metrics = results["metrics"]
-    assert metrics["f1"]["value"] > 0.7, "0.17 is what no answer to anything gives"
-    assert metrics["f1/HasAns"]["value"] > 0.6
-    assert metrics["f1/NoAns"]["value"] > 0.6
+    assert metrics["f1"]["value"] > 0.85, "a quarter is what no answer to anything gives"
+    assert metrics["exact_match/HasAns"]["value"] > 0.7
+    assert metrics["f1/NoAns"]["value"] > 0.85
     low, high = metrics["f1"]["ci95"]
     assert low <= metrics["f1"]["value"] <= high
     assert metrics["f1"]["n"] == 48
@@ -132,11 +131,11 @@ def test_long_contexts_are_read_in_windows_and_merged(run_qa, tmp_path):
         f"{split}_file": write_jsonl(tmp_path / f"{split}.jsonl", long_rows(size, seed))
         for seed, (split, size) in enumerate(sizes.items())
     }
-    results = run_qa(**files, num_train_epochs=10)
+    results = run_qa(**files, num_train_epochs=5)
     tokens = results["run"]["data"]["tokens"]
     assert tokens["test"]["rows_of_several_windows"] > 30
     assert tokens["train"]["answers_in_no_window"] == 0
-    assert results["metrics"]["f1"]["value"] > 0.6
+    assert results["metrics"]["f1"]["value"] > 0.8
 
 
 def test_without_unanswerable_questions_there_is_no_threshold_and_without_answers_no_score(run_qa, tmp_path):
