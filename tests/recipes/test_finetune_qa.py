@@ -5,9 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import FAMILIES, cut_off, question_rows, run_card, runner, write_jsonl
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from ptft_recipes.answer_metrics import score_answer
 from ptft_recipes.errors import InputError
@@ -16,6 +14,13 @@ from ptft_recipes.finished_runs import read_run
 
 def read_predictions(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "predictions" / "test.jsonl").read_text().splitlines()]
+
+
+def assert_same_answers(names: dict, folder: Path) -> None:
+    """Compare what the code on a card answers with what the run predicted."""
+    lines = read_predictions(folder)
+    asked = [(row["question"], row["context"]) for row in question_rows(48, 2)]
+    assert [names["answer"](*pair) for pair in asked] == [line["predicted"] for line in lines]
 
 
 def answerable(rows: list[dict]) -> list[dict]:
@@ -84,12 +89,7 @@ def test_the_card_answers_as_the_run_did(learned):
     assert "- type: exact_match" in card
     assert "| answers | at most 2 tokens; intervals over questions |" in card
     assert "| label | exact_match | f1 |" in card
-    answer = run_card(folder)["answer"]
-    contexts = [row["context"] for row in question_rows(48, 2)]
-    lines = read_predictions(folder)
-    assert [answer(line["question"], context) for line, context in zip(lines, contexts, strict=True)] == [
-        line["predicted"] for line in lines
-    ]
+    assert_same_answers(run_card(folder), folder)
 
 
 def test_a_finished_run_is_scored_again_by_question(learned):
@@ -105,23 +105,15 @@ def test_an_adapter_answers_by_its_card_as_the_run_did(run_qa, checkpoint, tmp_p
     flags = ["--tuning_kwargs", "reduction_factor=4"] if tuning == "bottleneck" else []
     results = run_qa(*flags, tuning=tuning, max_steps=6)
     assert results["run"]["trainable_parameters"] < results["run"]["total_parameters"] / 2
-    lines = read_predictions(tmp_path / "run")
-    answer = run_card(tmp_path / "run", checkpoint)["answer"]
-    contexts = [row["context"] for row in question_rows(48, 2)]
-    assert [answer(line["question"], context) for line, context in zip(lines, contexts, strict=True)] == [
-        line["predicted"] for line in lines
-    ]
+    assert_same_answers(run_card(tmp_path / "run", checkpoint), tmp_path / "run")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_is_trained_and_reloaded(finetune_qa, checkpoints, questions, tmp_path, family):
-    flags = ["--max_length", "32", "--stride", "8", "--max_steps", "4"]
+def test_every_family_answers_by_its_card_as_the_run_did(finetune_qa, checkpoints, questions, tmp_path, family):
+    flags = ["--max_length", "32", "--stride", "8", "--max_steps", "6"]
     runner(finetune_qa, checkpoints[family], questions, tmp_path / "run", flags)()
-    model = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "run")
-    batch = AutoTokenizer.from_pretrained(tmp_path / "run")("the goal", "the match", return_tensors="pt")
-    batch.pop("token_type_ids") if family in ("distilbert", "modernbert") else None
-    assert torch.isfinite(model(**batch).start_logits).all()
+    assert_same_answers(run_card(tmp_path / "run"), tmp_path / "run")
 
 
 @pytest.mark.slow
