@@ -22,6 +22,7 @@ from ptft_recipes.reporting import dump_yaml, write_text
 KINDS = {
     "text-classification": "Text classification",
     "token-classification": "Token classification",
+    "question-answering": "Extractive question answering",
     "fill-mask": "A masked language model",
     "feature-extraction": "An encoder",
     "text2text-generation": "An encoder-decoder that fills gaps",
@@ -207,6 +208,10 @@ def _training_section(run: dict[str, Any]) -> str:
         rows["steps, epochs"] = f"{run['steps']:,}, {run['epochs']:g}"
         if run["best_step"]:
             rows["best step"] = f"{run['best_step']:,}" + f" ({escape(best[0])})" * bool(best)
+    if settings := run.get("question_answering"):
+        threshold, longest = settings["no_answer_threshold"], settings["max_answer_length"]
+        rows["no answer"] = "never given" if threshold is None else f"above a threshold of {threshold:.4g}"
+        rows["answers"] = f"at most {longest} tokens; intervals over {run.get('resampled', 'questions')}"
     rows["seed"] = run["seed"]
     rows["hardware"] = f"{escape(run['hardware'])}; {run['processes']} process(es), {run['precision']}"
     trained = f"{seconds['train']:,.0f} s of training, " if seconds.get("train") else ""

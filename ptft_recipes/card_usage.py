@@ -12,6 +12,7 @@ from ptft_recipes.tag_schemes import IOB1, IOB2, OUTSIDE
 PIPELINES = {
     "text-classification": ("AutoModelForSequenceClassification", "classify"),
     "token-classification": ("AutoModelForTokenClassification", "tag"),
+    "question-answering": ("AutoModelForQuestionAnswering", "answer"),
     "fill-mask": ("AutoModelForMaskedLM", "fill"),
     "feature-extraction": ("AutoModel", "encode"),
     "text2text-generation": ("AutoModelForSeq2SeqLM", "write"),
@@ -19,6 +20,29 @@ PIPELINES = {
     "summarization": ("AutoModelForSeq2SeqLM", "summarize"),
 }
 GENERATES = ("translation", "summarization")  # transformers 5 has no pipeline of either
+
+# transformers 5 has no pipeline for it.
+ANSWER = '''
+
+def answer(question, context):
+    """Return the best answer in the first window of a context; an empty text if there is none."""
+    settings = model.config.question_answering
+    length = settings["max_length"]
+    inputs = tokenizer(question, context, truncation="only_second", max_length=length, return_tensors="pt")
+    with torch.no_grad():
+        output = model(**inputs)
+    start, end = output.start_logits[0], output.end_logits[0]
+    inside = torch.tensor([part == 1 for part in inputs.sequence_ids()])
+    allowed = (inside[:, None] & inside).triu().tril(settings["max_answer_length"] - 1)
+    scores = (start[:, None] + end).masked_fill(~allowed, -torch.inf)
+    first, last = divmod(int(scores.argmax()), len(start))
+    threshold = settings["no_answer_threshold"]
+    if threshold is not None and start[0] + end[0] - scores[first, last] > threshold:
+        return ""
+    return context[inputs.token_to_chars(first).start : inputs.token_to_chars(last).end].strip()
+
+
+print(answer("Some question?", "Some text."))'''
 
 
 def usage(model_id: str, run: dict[str, Any], task: str | None, adapter: dict[str, Any] | None) -> str:
@@ -43,6 +67,8 @@ def usage(model_id: str, run: dict[str, Any], task: str | None, adapter: dict[st
         return _with_base_note(fenced("\n".join(_fill_gap(model_id, run, adapter)), "python"), run, adapter)
     name = PIPELINES[task][1]
     options = ', aggregation_strategy="first"' * _has_entities(run["data"])  # words, not pieces of words
+    if task == "question-answering":
+        return _answer_questions(model_id, run, adapter)
     if task in GENERATES:
         load = _load_generator(model_id, run, task, adapter)
     elif adapter is None:
@@ -74,6 +100,20 @@ def _fill_gap(model_id: str, run: dict[str, Any], adapter: dict[str, Any] | None
     text = _quoted(f"Some {run['data']['gap']} text.")
     lines.append(f'inputs = tokenizer({text}, return_tensors="pt")')
     return [*lines, "written = model.generate(**inputs, max_new_tokens=20)", "print(tokenizer.decode(written[0]))"]
+
+
+def _answer_questions(model_id: str, run: dict[str, Any], adapter: dict[str, Any] | None) -> str:
+    auto_class, quoted = PIPELINES["question-answering"][0], _quoted(model_id)
+    load = [
+        f"from transformers import {auto_class}, AutoTokenizer\n",
+        f"model = {auto_class}.from_pretrained({quoted}{_trust(run)})",
+        f"tokenizer = AutoTokenizer.from_pretrained({quoted})",
+    ]
+    if adapter is not None:
+        load = [line.replace(", pipeline", "") for line in _load_adapter(model_id, run, "question-answering", adapter)]
+        load.append("model.eval()")
+    block = fenced("\n".join(["import torch", *load, ANSWER]), "python")
+    return block if adapter is None or run.get("base_model_hub_id", True) else f"{block}\n\n{_base_is_missing(run)}"
 
 
 def _has_entities(data: dict[str, Any]) -> bool:

@@ -26,9 +26,16 @@ ELECTRA = {"embedding_size": 128, "hidden_size": 256, "intermediate_size": 1024,
 # A small T5 1.1 (gated GELU), whose words are read and written by one matrix; a text ends with the tokenizer's [SEP].
 T5 = {"d_model": 256, "d_kv": 64, "d_ff": 512, "num_layers": 4, "num_heads": 4, "feed_forward_proj": "gated-gelu",
       "vocab_size": 30522, "pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": 102}  # fmt: skip
-DATASETS = ("demo/aclsum_roles", "demo/aclsum_papers", "demo/aclsum_punctuation", "demo/home_assistant")
+DATASETS = (
+    "demo/aclsum_roles", "demo/aclsum_papers", "demo/aclsum_punctuation", "demo/aclsum_questions", "demo/home_assistant",
+)  # fmt: skip
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 ROLES = ("challenge", "approach", "outcome")
+QUESTIONS = {
+    "challenge": "What problem is to be solved?",
+    "approach": "What is done to solve it?",
+    "outcome": "What is found or achieved?",
+}
 MARKS = {",": "COMMA", ".": "PERIOD", "?": "QUESTION", ":": "COLON", ";": "COLON"}
 
 
@@ -83,7 +90,7 @@ def _untrained(name: str, minilm: Path) -> Path:
 
 
 def dataset_rows(name: str) -> dict[str, list[dict]]:
-    """Return the rows of a demo data set by split, each with `id` and `text`, or with `id`, `tokens` and `tags`.
+    """Return the rows of a demo data set by split, each with `id` and `text`, or `tokens` and `tags`, or a question.
 
     `demo/aclsum_roles` has the sentences of abstract, introduction and conclusion of 250 NLP papers, their `paper` and
     `section`, and a column `label`: the role that annotators highlighted, or `none`. The few sentences with two roles
@@ -91,8 +98,12 @@ def dataset_rows(name: str) -> dict[str, list[dict]]:
     has not seen the sentences on which either data set is tested. `demo/aclsum_punctuation` has the words of those
     sections in lower case, without punctuation, a section in each row; the tag of a word is the mark that stood behind
     it, or `O`.
-    No annotator had to make it: it is the task of putting punctuation back into a transcript. `demo/home_assistant`
-    has pairs of texts, as `demo_translation.translation_rows` describes them.
+    No annotator had to make it: it is the task of putting punctuation back into a transcript. `demo/aclsum_questions`
+    asks each of those sections for challenge, approach and outcome, in the form of SQuAD 2.0: the answer is what the
+    annotators highlighted in it, if that is one piece of text, a sentence or a few in a row; where they highlighted
+    nothing there is no answer; where they highlighted several pieces the question is left out.
+
+    `demo/home_assistant` has pairs of texts, as `demo_translation.translation_rows` describes them.
 
     Source: Takeshita et al., ACLSum: A New Dataset for Aspect-based Summarization of Scientific Publications
     (NAACL 2024).
@@ -109,6 +120,7 @@ def dataset_rows(name: str) -> dict[str, list[dict]]:
     except ImportError:
         raise _not_installed(name, "--dataset_name or --train_file") from None
     kinds = {"demo/aclsum_papers": _paper_rows, "demo/aclsum_punctuation": _punctuation_rows}
+    kinds["demo/aclsum_questions"] = _question_rows
     rows = kinds.get(name, _role_rows)
     splits = {"train": "train", "validation": "val", "test": "test"}
     return {split: list(rows(ACLSum(source))) for split, source in splits.items()}
@@ -142,6 +154,22 @@ def _punctuation_rows(papers):
                     tags.append("O")
             if words:
                 yield {"id": f"{paper.id}/{section}", "tokens": words, "tags": tags}
+
+
+def _question_rows(papers):
+    for paper in papers:
+        for section, sentences in paper.sentences.items():
+            for role, question in QUESTIONS.items():
+                marked = [i for i, is_marked in enumerate(paper.highlights[role][section]) if is_marked]
+                if marked and marked[-1] - marked[0] >= len(marked):
+                    continue
+                before, answer = sentences[: marked[0]] if marked else [], [sentences[i] for i in marked]
+                answers = {
+                    "text": [" ".join(answer)] if answer else [],
+                    "answer_start": [len(" ".join([*before, ""]))] if answer else [],
+                }
+                row = {"id": f"{paper.id}/{section}/{role}", "question": question, "context": " ".join(sentences)}
+                yield row | {"answers": answers, "paper": paper.id, "section": section}
 
 
 def _full_text(paper) -> str:

@@ -59,7 +59,12 @@ def score_test_split(
 
 
 def report_test_split(
-    trainer, prediction, metrics: Metrics, lines: Iterable[dict[str, Any]], run: dict[str, Any]
+    trainer,
+    prediction,
+    metrics: Metrics,
+    lines: Iterable[dict[str, Any]],
+    run: dict[str, Any],
+    groups: Sequence | None = None,
 ) -> dict[str, Any]:
     """Score what was predicted of the test split, and write what `score_test_split` writes but for its plot.
 
@@ -71,6 +76,7 @@ def report_test_split(
         metrics: `metrics(prediction, weights=None)`.
         lines: Of `predictions/test.jsonl`, one per example.
         run: What `start_run` returned, and what the recipe added.
+        groups: Per example; whole groups are resampled.
 
     Returns:
         As `score_test_split`.
@@ -82,7 +88,7 @@ def report_test_split(
     if prediction is not None:
         if prediction.label_ids is not None:
             logger.info(SCORING, len(prediction.label_ids))
-            results["metrics"] = with_intervals(metrics, prediction)
+            results["metrics"] = with_intervals(metrics, prediction, groups)
         write_lines(Path(trainer.args.output_dir) / "predictions" / "test.jsonl", lines)
     _finish(trainer, results)
     return results

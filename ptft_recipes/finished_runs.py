@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from ptft_recipes.answer_metrics import answer_metrics, answer_statistics
 from ptft_recipes.errors import InputError, nearest, one_line
 from ptft_recipes.evaluation import split_by_class
 from ptft_recipes.labels import MULTI, REGRESSION
@@ -211,6 +213,11 @@ def scores_of_lines(lines: list[dict[str, Any]], data: dict[str, Any]) -> tuple[
         options["language"] = data["language"]
         texts = SimpleNamespace(predictions=text_statistics(predicted, truth, **options))
         return ids, truth, lambda weights: text_metrics(texts, weights=weights, **options), None
+    if "has_no_answers" in data:
+        statistics = answer_statistics(truth, [line["predicted"] for line in lines], data["has_no_answers"])
+        rows = SimpleNamespace(predictions=statistics)
+        score = partial(answer_metrics, rows, has_no_answers=data["has_no_answers"])
+        return ids, truth, lambda weights: score(weights=weights), None
     return ids, truth, *classifier_scores(lines, data["problem_type"], data["label_names"])
 
 

@@ -115,6 +115,10 @@ def _of_texts(data: dict[str, Any]) -> list[str]:
             found.append(f"{_share(cut, read)} of the {split} rows are longer than the model was shown, and were cut.")
         if rows and (cut := counts.get("truncated_targets", 0)) > (SOME * rows if split == "train" else 0):
             found.append(f"{_share(cut, rows)} of the {split} targets are longer than the model may write.")
+        if rows and (lost := counts.get("answers_in_no_window", 0)):
+            found.append(
+                f"{_share(lost, rows)} of the {split} answers are in no window as a whole and cannot be found."
+            )
         if rows and (dropped := data.get("dropped", {}).get(split, 0)):
             found.append(f"{_share(dropped, rows + dropped)} of the {split} rows were dropped: no text, or no label.")
     counts, rows = _counts(data, "test"), data["rows"].get("test")

@@ -79,6 +79,44 @@ def masked_lm_loss(
     return total / max(items, 1)
 
 
+def span_loss(
+    outputs,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    *,
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
+    """Cross entropy of the first and the last token of an answer, their mean, computed in float32.
+
+    The choice is among the tokens of the context and the first token of the window, which stands for no answer; not
+    among question and padding: with padding in it, the loss of a row would depend on the longest one beside it.
+
+    Args:
+        outputs: With `start_logits` and `end_logits` `[batch, length]`.
+        labels: `[batch, 4]` positions: of the answer's first and last token, 0 twice for no answer; of the context's
+            first token, and of what comes behind its last.
+        num_items_in_batch: Number of values of all labels of the optimizer step, as Trainer counts them: four a row.
+        label_smoothing: Share of the target that is spread evenly over all tokens that there are to choose from.
+
+    Returns:
+        A scalar.
+
+    Source: Devlin et al., BERT (2019), sections 4.2 and 4.3.
+    """
+    begin, end = labels[:, 2:3], labels[:, 3:4]
+    position = torch.arange(outputs.start_logits.shape[1], device=labels.device)
+    allowed = ((position >= begin) & (position < end)) | (position == 0)
+    total = 0.0
+    for logits, gold in ((outputs.start_logits, labels[:, 0]), (outputs.end_logits, labels[:, 1])):
+        scores = logits.float().masked_fill(~allowed, -torch.inf).log_softmax(-1)
+        total = total - (1 - label_smoothing) * scores.gather(1, gold[:, None]).sum()
+        if label_smoothing:
+            mean = scores.masked_fill(~allowed, 0).sum(-1) / allowed.sum(-1)
+            total = total - label_smoothing * mean.sum()
+    items = labels.numel() if num_items_in_batch is None else num_items_in_batch
+    return 2 * total / items  # half of two per row; four items are a row
+
+
 def balanced_class_weights(
     labels, power: float = 1.0, *, problem_type: str = SINGLE, label_names: list[str]
 ) -> torch.Tensor | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from ptft_recipes.conll import parse_columns, parse_conllu
 from ptft_recipes.errors import InputError, one_line
 from ptft_recipes.safe_files import check_file, check_no_archive, parse_json, readable
+from ptft_recipes.squad import is_nested, parse_articles
 
 DELIMITERS = (",", "\t", ";", "|")
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".conll", ".bio", ".conllu")
@@ -29,7 +30,7 @@ def read_rows(
     CSV and TSV cells stay strings (`NA` and `007` too), JSON keeps its types, a `.txt` file has one example per line
     in a column `text`, or with `documents` one document from each blank line to the next. The delimiter of a CSV file
     is the one under which its header holds the required columns. CoNLL-U files, and files with a word and its tags per
-    line, are read by `ptft_recipes.conll`.
+    line, are read by `ptft_recipes.conll`, the nested JSON of SQuAD by `ptft_recipes.squad`.
 
     Args:
         path: A file that ends in one of `SUFFIXES`.
@@ -234,6 +235,9 @@ def _json(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
         rows = [rows] if not isinstance(rows.get("data"), list) else rows["data"]
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f'{path}: expected a list of objects [{{...}}, ...], or {{"data": [...]}}')
+    if is_nested(rows) and not {*required} <= {*rows[0]}:
+        yield from parse_articles(rows, path)
+        return
     for index, row in enumerate(rows):
         yield f"[{index}]", row
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import SpaceCardData
 
-from ptft_recipes import demo
+from ptft_recipes import demo, question_demo
 from ptft_recipes.errors import InputError, one_line
 from ptft_recipes.outgoing import pushed_files
 from ptft_recipes.tag_schemes import BILOU
@@ -20,6 +20,7 @@ GRADIO = "6.31.0"  # the version that the demos were tried with
 TASKS = {
     "ForSequenceClassification": ("SEQ_CLS", "text-classification"),
     "ForTokenClassification": ("TOKEN_CLS", "token-classification"),
+    "ForQuestionAnswering": ("QUESTION_ANS", "question-answering"),
 }
 # Of what may leave the machine, what a model is not loaded from.
 NOT_LOADED = ("README.md", "results.json", "config.yaml", "plots", "generator")
@@ -101,6 +102,10 @@ class _Run:
         return self.folder.absolute().name
 
     @property
+    def answers(self) -> bool:
+        return self.task == "question-answering"
+
+    @property
     def is_bottleneck(self) -> bool:
         return self.adapter.get("peft_type") == "BOTTLENECK"
 
@@ -112,7 +117,7 @@ def write_space(folder: Path, destination: Path, repo_id: str | None = None) -> 
     base on the Hub is loaded from there.
 
     Args:
-        folder: Of a finished run: a model or an adapter for text or token classification.
+        folder: Of a finished run: a model or an adapter for text or token classification, or question answering.
         destination: A folder that is not there yet.
         repo_id: The model as it was pushed, to load from the Hub instead.
 
@@ -190,7 +195,9 @@ def _read_run(folder: Path) -> _Run:
         if adapter.get("task_type") == peft_task or (not adapter and architecture.endswith(ending)):
             return _Run(folder, f"ModelFor{ending.removeprefix('For')}", task, adapter, **known)
     what = adapter.get("task_type") or architecture
-    raise InputError(f"{folder} is for {what}; there are demos for text and token classification")
+    raise InputError(
+        f"{folder} is for {what}; there are demos for text and token classification, and question answering"
+    )
 
 
 def _copy_files(run: _Run, destination: Path, repo_id: str | None) -> str:
@@ -201,7 +208,8 @@ def _copy_files(run: _Run, destination: Path, repo_id: str | None) -> str:
         if run.adapter:  # PEFT wrote where the base lay
             text = json.dumps(run.adapter | {"base_model_name_or_path": base}, indent=2)
             (destination / "model" / "adapter_config.json").write_text(text, encoding="utf-8")
-    for name in BOTTLENECK if run.is_bottleneck else ():
+    answering = question_demo.IMPORTED if run.answers else ()
+    for name in {*answering, *(BOTTLENECK if run.is_bottleneck else ())}:
         _copy(Path(__file__).with_name(name), destination / "ptft_recipes" / name)
     return base
 
@@ -257,6 +265,7 @@ def _app(run: _Run, model: str, base: str) -> str:
         base: Likewise the base of an adapter.
     """
     is_pair = bool(run.config.get("text_pair_column"))
+    boxes = ("Question", "Text") if run.answers else ("Text", "Second text")[: 1 + is_pair]
     is_local = "FOLDER" in (model + base if run.adapter else model)
     fill = {
         "task": run.task,
@@ -266,22 +275,28 @@ def _app(run: _Run, model: str, base: str) -> str:
         "base": base,
         "inputs": "text, text_pair" if is_pair else "text",
         "asked": '{"text": text, "text_pair": text_pair}' if is_pair else "text",
-        "boxes": ", ".join(f'gr.Textbox(label="{box}", lines=4)' for box in ("Text", "Second text")[: 1 + is_pair]),
+        "boxes": ", ".join(f'gr.Textbox(label="{box}", lines=4)' for box in boxes),
         "max_length": run.config["max_length"],
         "stride": run.config["stride"],
     }
-    classes = [f"Auto{run.kind}", "AutoConfig", "AutoTokenizer"] if run.adapter else []
+    classes = [f"Auto{run.kind}", "AutoTokenizer"] if run.adapter or run.answers else []
+    classes += ["AutoConfig"] * bool(run.adapter) + ["pipeline"] * (not run.answers)
     imports = [
         "from pathlib import Path\n" * is_local,
         "import gradio as gr",
+        "import torch" * run.answers,
         "import ptft_recipes.bottleneck  # noqa: F401 - PEFT knows the method from then on" * run.is_bottleneck,
         "from peft import PeftModel" * bool(run.adapter),
-        f"from transformers import {', '.join([*sorted(classes), 'pipeline'])}",
+        question_demo.IMPORTS * run.answers,
+        f"from transformers import {', '.join(sorted(classes))}",
         "\nFOLDER = Path(__file__).parent" * is_local,
     ]
-    if run.task == "token-classification":
+    load = ADAPTER if run.adapter else PLAIN
+    if run.answers:
+        load, body = question_demo.ADAPTER if run.adapter else question_demo.PLAIN, question_demo.ANSWER
+    elif run.task == "token-classification":
         body = RENAME * (run.data.get("scheme") == BILOU) + TAG.format_map(fill)
     else:
         body = (REGRESS if run.data.get("problem_type") == "regression" else CLASSIFY).format_map(fill)
     head = HEAD.format(task=run.task, imports="\n".join(filter(None, imports)))
-    return head + (ADAPTER if run.adapter else PLAIN).format_map(fill) + body + FOOT.format_map(fill)
+    return head + load.format_map(fill) + body + FOOT.format_map(fill)

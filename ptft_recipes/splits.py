@@ -32,6 +32,7 @@ def complete_splits(
     max_eval_samples: int | None = None,
     more_columns: Sequence[str] = (),
     fold: Fold | None = None,
+    group_column: str | None = None,
 ) -> tuple[DatasetDict, dict[str, Any]]:
     """Cut missing splits from train, keep no more rows than asked for, and count what a reader must know.
 
@@ -44,6 +45,8 @@ def complete_splits(
         max_eval_samples: Size of a random sample of validation, and of one of test.
         more_columns: What the model does not see.
         fold: Of train, which becomes test; a test split that there is stays untouched.
+        group_column: Rows that are alike in it stay together when train is cut, as questions about one text must; a
+            fold with a column of its own goes by that.
 
     Returns:
         The splits in order; and the report with rows, cuts, overlap of the evaluation splits with train, fingerprints.
@@ -52,8 +55,8 @@ def complete_splits(
         InputError: Too few rows, or a number of rows below 1.
     """
     if fold:
-        report["fold"] = _hold_out(splits, fold, more_columns, has_labels=stratify)
-    report["cut"] = _cut_missing(splits, has_labels=stratify)
+        report["fold"] = _hold_out(splits, fold, more_columns, stratify, group_column)
+    report["cut"] = _cut_missing(splits, stratify, group_column)
     for split, limit in zip(SPLITS, (max_train_samples, *[max_eval_samples] * 2), strict=True):
         if limit is not None and limit < 1:
             raise InputError(f"--max_{'train' if split == 'train' else 'eval'}_samples {limit}: must be at least 1")
@@ -69,12 +72,14 @@ def complete_splits(
     return DatasetDict({split: keep_on_disk(rows) for split, rows in splits.items()}), report
 
 
-def _hold_out(splits: dict[str, Dataset], fold: Fold, more_columns: Sequence[str], has_labels: bool) -> dict[str, Any]:
+def _hold_out(
+    splits: dict[str, Dataset], fold: Fold, more_columns: Sequence[str], has_labels: bool, group_column: str | None
+) -> dict[str, Any]:
     """Make a fold of train the test split, in place; return which one, and how many groups it has."""
     if "train" not in splits:
         raise InputError("--fold divides train, and there is none")
     train, column = splits["train"], fold.group_column
-    groups = train[column][:] if column else None
+    groups = train[column][:] if column else _numbers(train[group_column]) if group_column else None
     if column and column not in more_columns:
         splits |= {split: rows.remove_columns(column) for split, rows in splits.items() if column in rows.column_names}
         train = splits["train"]
@@ -86,7 +91,13 @@ def _hold_out(splits: dict[str, Dataset], fold: Fold, more_columns: Sequence[str
     return {"number": fold.number, "count": fold.count, "group_column": column}
 
 
-def _cut_missing(splits: dict[str, Dataset], has_labels: bool) -> dict[str, int]:
+def _numbers(values) -> list[int]:
+    """Return a number per distinct value: an array of long texts would give each the room of the longest."""
+    number: dict = {}
+    return [number.setdefault(value, len(number)) for value in values]
+
+
+def _cut_missing(splits: dict[str, Dataset], has_labels: bool, group_column: str | None) -> dict[str, int]:
     """Cut the missing evaluation splits out of train, in place; return how many rows each got."""
     cut = {}
     for split in ("test", "validation") if "train" in splits else ():
@@ -94,7 +105,18 @@ def _cut_missing(splits: dict[str, Dataset], has_labels: bool) -> dict[str, int]
             continue
         train = splits["train"]
         size = max(1, round(CUT_FRACTION * len(train)))
-        order = np.random.default_rng([CUT_SEED, len(cut)]).permutation(len(train)).tolist()
+        generator = np.random.default_rng([CUT_SEED, len(cut)])
+        if group_column:
+            chosen = _whole_groups(np.array(_numbers(train[group_column])), size, generator)
+            if len(chosen) == len(train):
+                raise InputError(
+                    f"train has one {group_column}: a {split} split cannot be cut from it; give --{split}_file"
+                )
+            splits[split] = train.select(chosen)
+            splits["train"] = train.select(np.setdiff1d(np.arange(len(train)), chosen))
+            cut[split] = len(chosen)
+            continue
+        order = generator.permutation(len(train)).tolist()
         kept = set(order[:1])
         if has_labels:
             # A row of every label stays in train; of the rest, sorted by label, every n-th is cut: equal shares.
@@ -109,6 +131,13 @@ def _cut_missing(splits: dict[str, Dataset], has_labels: bool) -> dict[str, int]
         splits["train"] = train.select(np.setdiff1d(np.arange(len(train)), chosen))
         cut[split] = size
     return cut
+
+
+def _whole_groups(groups: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+    """Return the rows of random groups, at least as many as asked for, in their order."""
+    order = generator.permutation(groups.max() + 1)
+    enough = np.searchsorted(np.cumsum(np.bincount(groups)[order]), size) + 1
+    return np.flatnonzero(np.isin(groups, order[:enough]))
 
 
 def _one_of_each(labels: list, order: list[int]) -> set[int]:

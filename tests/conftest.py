@@ -270,6 +270,44 @@ def tagged_rows(count: int, seed: int) -> list[dict]:
     return rows
 
 
+def question_rows(count: int, seed: int) -> list[dict]:
+    """Return questions in the form of SQuAD 2: where does the context, of fillers otherwise, speak of a topic?
+
+    A quarter of the contexts speak of none, and have no answer. A tiny model learns that in a few epochs.
+    """
+    generator = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        topic = generator.choice(sorted(TOPICS))
+        before, behind = (generator.choices(FILLERS, k=generator.randint(1, 6)) for _ in range(2))
+        first, others = TOPICS[topic][1:3], TOPICS[topic][3:]
+        answer = [generator.choice(first), *generator.choices(others, k=generator.randint(0, 1))]
+        answer *= generator.random() < 0.75
+        rows.append({
+            "question": f"the {TOPICS[topic][0]} of", "context": " ".join([*before, *answer, *behind]),
+            "answers": {"text": [" ".join(answer)] * bool(answer),
+                        "answer_start": [len(" ".join([*before, ""]))] * bool(answer)},
+        })  # fmt: skip
+    return rows
+
+
+def write_jsonl(path, rows):
+    """Write rows of dicts as JSON lines."""
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def questions(tmp_path_factory):
+    """JSON lines of questions by split: 256 / 48 / 48."""
+    folder = tmp_path_factory.mktemp("questions")
+    sizes = {"train": 256, "validation": 48, "test": 48}
+    return {
+        split: write_jsonl(folder / f"{split}.jsonl", question_rows(size, seed))
+        for seed, (split, size) in enumerate(sizes.items())
+    }
+
+
 def write_conll(path, rows):
     """Write rows with `tokens` and `tags` as a CoNLL file."""
     sentences = ("".join(f"{w}\t{t}\n" for w, t in zip(row["tokens"], row["tags"], strict=True)) for row in rows)
@@ -420,6 +458,18 @@ def run_seq2seq(finetune_seq2seq, seq2seq_checkpoints, pairs, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def finetune_qa():
+    """The recipe as a module."""
+    return load_recipe("finetune_qa")
+
+
+@pytest.fixture
+def run_qa(finetune_qa, checkpoint, questions, tmp_path):
+    """Run finetune_qa in process on the tiny model and the tiny questions; flags given later win."""
+    return runner(finetune_qa, checkpoint, questions, tmp_path / "run", ["--max_length", "32", "--stride", "8"])
+
+
+@pytest.fixture(scope="session")
 def pretrain_mlm():
     """The recipe as a module."""
     return load_recipe("pretrain_mlm")
@@ -480,7 +530,7 @@ def run_span(pretrain_span, checkpoints, corpus, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def subjects(checkpoints, seq2seq_checkpoints, topics, tagged, pairs, corpus, tmp_path_factory):
+def subjects(checkpoints, seq2seq_checkpoints, topics, tagged, questions, pairs, corpus, tmp_path_factory):
     """Return a function that gives a kind of training by its name, run to its end once per session."""
     from reliability.subjects import Subject
 
@@ -490,7 +540,7 @@ def subjects(checkpoints, seq2seq_checkpoints, topics, tagged, pairs, corpus, tm
         if name not in made:
             folder = tmp_path_factory.mktemp("subject")
             models = checkpoints | {"seq2seq": seq2seq_checkpoints["bart"]}
-            files = {"topics": topics, "tagged": tagged, "pairs": pairs, "corpus": corpus}
+            files = {"topics": topics, "tagged": tagged, "questions": questions, "pairs": pairs, "corpus": corpus}
             made[name] = Subject(name, models, files, folder)
         return made[name]
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from ptft_recipes.answer_metrics import answer_metrics, answer_statistics
 from ptft_recipes.metrics import multi_label_scores, regression_scores, single_label_scores
 from ptft_recipes.tag_metrics import tag_metrics, tag_statistics
 
@@ -134,6 +135,20 @@ def write_tagger(folder: Path, seed: int = 42) -> Path:
         {"id": f"a:{i}", "words": ["x", "\u2028", "z"], "gold": g, "predicted": p} for i, (g, p) in enumerate(pairs)
     ]
     return write_run(folder, lines, metrics, {"label_names": names, "scheme": "IOB2"}, seed)
+
+
+def write_answers(folder: Path, seed: int = 42) -> Path:
+    """Write a run that answers questions, some of which have no answer."""
+    own = np.random.default_rng(seed)
+    gold = [["red fox", "fox"], [], ["the dog"]] * 10
+    predicted = [own.choice(["fox", "dog", "the red fox", ""]) for _ in gold]
+    statistics = answer_statistics(gold, predicted, has_no_answers=True)
+    metrics = answer_metrics(SimpleNamespace(predictions=statistics), has_no_answers=True)
+    metrics = {"f1": metrics.pop("f1")} | metrics
+    lines = [
+        {"id": f"a:{i}", "gold": g, "predicted": str(p)} for i, (g, p) in enumerate(zip(gold, predicted, strict=True))
+    ]
+    return write_run(folder, lines, metrics, {"has_no_answers": True}, seed)
 
 
 def write_language_model(folder: Path, loss: float = 2.0, seed: int = 42, hidden: int = 5) -> Path:

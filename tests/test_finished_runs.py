@@ -4,7 +4,14 @@ import re
 import finished
 import numpy as np
 import pytest
-from finished import write_classifier, write_language_model, write_multi_label, write_regression, write_tagger
+from finished import (
+    write_answers,
+    write_classifier,
+    write_language_model,
+    write_multi_label,
+    write_regression,
+    write_tagger,
+)  # fmt: skip
 
 from ptft_recipes.errors import InputError
 from ptft_recipes.finished_runs import check_metric, how_tests_differ, read_run
@@ -14,6 +21,7 @@ WRITERS = {
     "multi_label": (write_multi_label, "accuracy", 50),
     "regression": (write_regression, "pearson", 60),
     "tagger": (write_tagger, "f1", 30),
+    "answers": (write_answers, "f1", 30),
     "language_model": (write_language_model, "perplexity", 20),
 }
 

@@ -44,6 +44,7 @@ def test_a_run_of_which_nothing_bad_is_known_has_the_two_that_every_run_has():
         ({"data": {"tokens": {"train": {"truncated_rows": 30}}}}, "30 (10.0 %) of the train rows are longer than"),
         ({"data": {"tokens": {"train": {"truncated_rows": 90}}, "augmentation": {"rows": 900}}},
          "90 (10.0 %) of the train rows are longer than"),  # copies are longer too
+        ({"data": {"tokens": {"test": {"answers_in_no_window": 2}}}}, "2 (5.0 %) of the test answers are in no"),
         ({"data": {"dropped": {"train": 100}}}, "100 (25.0 %) of the train rows were dropped"),
         ({"data": {"tokens": {"test": {"unknown_tokens": 50, "tokens": 1000}}}}, "50 (5.0 %) of the test tokens are"),
         ({"data": {"tokens": {"test": {"rows_with_unknown_tokens": 2}}}}, "2 (5.0 %) of the test rows have words"),

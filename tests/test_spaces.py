@@ -13,11 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, runner, topic_rows, write_csv
+from conftest import ROOT, question_rows, runner, topic_rows, write_csv, write_jsonl
 from huggingface_hub import RepoCard
 from test_architecture import imported
 
-from ptft_recipes import spaces
+from ptft_recipes import question_demo, spaces
 from ptft_recipes.commands import main
 from ptft_recipes.tag_schemes import lenient_entities
 
@@ -33,6 +33,7 @@ def start(space: Path, monkeypatch):
     gradio = SimpleNamespace(
         Interface=lambda fn, inputs, output, **options: kept.update(fn=fn, inputs=inputs, output=output, **options),
         **dict.fromkeys(("Textbox", "Label", "Number", "HighlightedText"), component),
+        Error=ValueError,
     )
     monkeypatch.setitem(sys.modules, "gradio", gradio)
     runpy.run_path(str(space / "app.py"), run_name="app")
@@ -158,6 +159,29 @@ def test_a_tagger_marks_the_entities_that_the_run_predicted(scheme, run_token_cl
     assert found > 20
 
 
+@pytest.mark.parametrize("tuning", ["full", pytest.param("lora", marks=pytest.mark.slow)])
+def test_questions_are_answered_as_the_run_did(tuning, run_qa, tmp_path, monkeypatch):
+    rows = question_rows(48, 2)
+    for row in rows:
+        row["context"] += " of the old one" * 8  # several windows
+    run_qa(tuning=tuning, max_steps=8, test_file=write_jsonl(tmp_path / "long.jsonl", rows))
+    space = make(tmp_path / "run", tmp_path)
+    assert (space / "ptft_recipes" / "answers.py").exists(), "nothing of this library is installed where it runs"
+    app = start(space, monkeypatch)
+    assert [box["label"] for box in app["inputs"]] == ["Question", "Text"]
+    answered = 0
+    for row, line in zip(rows, read_rows(tmp_path / "run" / "predictions" / "test.jsonl"), strict=True):
+        text, probability, marked = app["fn"](row["question"], row["context"])
+        expected = line["n_best"][0]["probability"] if line["predicted"] else line["no_answer_probability"]
+        assert (text, probability) == (line["predicted"] or "(no answer)", pytest.approx(expected, abs=1e-5))
+        for part in marked["entities"]:
+            assert marked["text"][part["start"] : part["end"]] == line["predicted"]
+            answered += 1
+    assert 0 < answered <= 48
+    with pytest.raises(ValueError, match="and leaves 0 for its context"):
+        app["fn"]("the " * 40, "one goal")
+
+
 def described(tmp_path, **changes) -> Path:
     run = {
         "versions": {"python": "3.11.7", "torch": "2.13.0+cpu", "transformers": "5.23.0", "peft": "0.21"},
@@ -200,25 +224,31 @@ def test_other_tasks_a_used_folder_and_links_are_refused(tmp_path, capsys):
     assert not (tmp_path / "other").exists()
     (run / "config.json").write_text(json.dumps({"architectures": ["BertForMaskedLM"]}))
     assert main(["space", str(run), str(tmp_path / "other")]) == 2
-    assert "is for BertForMaskedLM; there are demos for text and token classification" in capsys.readouterr().err
+    assert (
+        "is for BertForMaskedLM; there are demos for text and token classification, and question answering"
+        in capsys.readouterr().err
+    )
 
 
-def test_bottleneck_adapters_bring_all_that_they_import():
-    needed = {"__init__"}
-    waiting = ["bottleneck"]
+@pytest.mark.parametrize(
+    ("first", "brought"),
+    [(["bottleneck"], spaces.BOTTLENECK), (["answers", "answer_windows", "errors"], question_demo.IMPORTED)],
+)
+def test_a_demo_brings_all_that_it_imports(first, brought):
+    needed, waiting = {"__init__"}, [*first]
     while waiting:
         name = waiting.pop()
         needed.add(name)
         found = imported(ROOT / "ptft_recipes" / f"{name}.py")
         waiting += [other.split(".")[1] for other in found if other.startswith("ptft_recipes.")]
-    assert sorted(f"{name}.py" for name in needed) == sorted(spaces.BOTTLENECK)
+    assert sorted(f"{name}.py" for name in needed) == sorted(brought)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["classifier", "tagger"])
-def test_the_real_gradio_answers_a_request(kind, run_cls, run_token_cls, tmp_path):
+@pytest.mark.parametrize("kind", ["classifier", "tagger", "answers"])
+def test_the_real_gradio_answers_a_request(kind, run_cls, run_token_cls, run_qa, tmp_path):
     pytest.importorskip("gradio")
-    run = run_cls if kind == "classifier" else run_token_cls
+    run = {"classifier": run_cls, "tagger": run_token_cls, "answers": run_qa}[kind]
     run("--tuning", "lora", num_train_epochs=2)
     space = make(tmp_path / "run", tmp_path)
     with socket.socket() as free:
@@ -229,22 +259,32 @@ def test_the_real_gradio_answers_a_request(kind, run_cls, run_token_cls, tmp_pat
     }  # fmt: skip
     environment.pop("PYTHONPATH", None)
     row = read_rows(tmp_path / "run" / "predictions" / "test.jsonl")[0]
-    text = topic_rows(64, 2)[0]["text"] if kind == "classifier" else " ".join(row["words"])
+    asked = {
+        "classifier": lambda: [topic_rows(64, 2)[0]["text"]],
+        "tagger": lambda: [" ".join(row["words"])],
+        "answers": lambda: [row["question"], question_rows(48, 2)[0]["context"]],
+    }[kind]()
     with subprocess.Popen([sys.executable, "app.py"], cwd=space, env=environment) as process:
         try:
-            answer = ask(f"http://127.0.0.1:{port}/gradio_api/call/predict", text, process)
+            answer = ask(f"http://127.0.0.1:{port}/gradio_api/call/predict", asked, process)
         finally:
             process.kill()
     if kind == "classifier":
-        scores = {part["label"]: part["confidence"] for part in answer["confidences"]}
+        scores = {part["label"]: part["confidence"] for part in answer[0]["confidences"]}
         assert scores == pytest.approx(row["probabilities"], abs=1e-5)
+    elif kind == "tagger":
+        assert "".join(part["token"] for part in answer[0]).split() == row["words"]
+        marked = [part["class_or_confidence"] for part in answer[0] if part["class_or_confidence"]]
+        assert marked == [entity.type for entity in lenient_entities(row["predicted"])]
     else:
-        assert " ".join(part["token"] for part in answer).split() == row["words"]
+        expected = row["n_best"][0]["probability"] if row["predicted"] else row["no_answer_probability"]
+        assert answer[:2] == [row["predicted"] or "(no answer)", pytest.approx(expected, abs=1e-5)]
+        assert "".join(part["token"] for part in answer[2]) == asked[1]
 
 
-def ask(url: str, text: str, process):
+def ask(url: str, texts: list[str], process) -> list:
     """Ask a demo as its documentation says: an event is started, and then read."""
-    body, deadline = json.dumps({"data": [text]}).encode(), time.monotonic() + 120
+    body, deadline = json.dumps({"data": texts}).encode(), time.monotonic() + 300
     request = urllib.request.Request(url, body, {"content-type": "application/json"})
     while True:
         try:
@@ -258,4 +298,4 @@ def ask(url: str, text: str, process):
     with urllib.request.urlopen(f"{url}/{event}", timeout=60) as stream:
         lines = stream.read().decode().splitlines()
     assert "event: complete" in lines, lines
-    return json.loads(next(line for line in lines if line.startswith("data: ")).removeprefix("data: "))[0]
+    return json.loads(next(line for line in lines if line.startswith("data: ")).removeprefix("data: "))

@@ -35,6 +35,18 @@ def test_the_same_words_with_other_labels_have_another_fingerprint():
     assert first != second == third
 
 
+def test_rows_of_one_group_stay_together_when_splits_are_cut():
+    rows = Dataset.from_dict({"id": [str(i) for i in range(100)], "tokens": [["w", str(i)] for i in range(100)],
+                              "text": [f"text {i % 20}" for i in range(100)]})  # fmt: skip
+    splits, report = complete({"train": rows}, group_column="text")
+    assert report["cut"] == {"test": 10, "validation": 10}
+    groups = [{*part["text"]} for part in splits.values()]
+    assert list(map(len, groups)) == [16, 2, 2]
+    assert len(set.union(*groups)) == 20
+    with pytest.raises(InputError, match="train has one text: a test split cannot be cut from it; give --test_file"):
+        complete({"train": rows.filter(lambda row: row["text"] == "text 1")}, group_column="text")
+
+
 def test_missing_splits_are_cut_and_samples_are_taken():
     splits, report = complete({"train": sentences([f"w{i}" for i in range(100)])}, max_train_samples=50)
     assert report["rows"] == {"train": 50, "validation": 9, "test": 10}

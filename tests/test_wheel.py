@@ -16,7 +16,7 @@ from conftest import ROOT, load_recipe
 
 pytest.importorskip("hatchling")
 # One of every kind; a copy is called `mine.py`.
-RUNS = ["finetune_cls", "finetune_token_cls", "pretrain_mlm", "train_tokenizer"]
+RUNS = ["finetune_cls", "finetune_qa", "finetune_token_cls", "pretrain_mlm", "train_tokenizer"]
 
 
 def build(root: Path, target: str, folder: Path) -> Path:
@@ -106,11 +106,11 @@ def test_a_copy_finds_all_that_it_imports_in_the_wheel(name, installed, tmp_path
 @pytest.mark.parametrize("name", RUNS)
 def test_a_copy_runs_from_an_empty_folder_and_equals_the_recipe(name, installed, tmp_path, request):
     files, model = ("topics", "checkpoint") if name == "finetune_cls" else ("corpus", "checkpoint")
-    files = request.getfixturevalue("tagged" if name == "finetune_token_cls" else files)
+    files = request.getfixturevalue({"finetune_token_cls": "tagged", "finetune_qa": "questions"}.get(name, files))
     model = request.getfixturevalue(model)
     flags = ["--model_name_or_path", model, *(t for s, path in files.items() for t in (f"--{s}_file", path))]
     flags += ["--max_steps", "8", "--max_length", "32", "--bf16", "false"]
-    flags += ["--stride", "4"] if name == "finetune_token_cls" else []
+    flags += ["--stride", "4"] if name in ("finetune_token_cls", "finetune_qa") else []
     flags = flags if name != "train_tokenizer" else []  # the demo: the tiny tokenizer cannot grow
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -39,6 +39,15 @@ def test_the_demo_model_learns_the_papers_and_is_handed_over(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_papers_answer_what_their_problem_approach_and_outcome_are(tmp_path):
+    results = load_recipe("finetune_qa").main(["--output_dir", str(tmp_path / "run")])
+    assert results["run"]["data"]["rows"] == {"train": 710, "validation": 362, "test": 730}
+    assert results["run"]["resampled"] == "contexts"
+    assert results["metrics"]["exact_match"]["value"] > 0.35, "0.279 is what the best place in a section gives"
+    assert results["metrics"]["f1"]["value"] > 0.57, "likewise 0.543"
+
+
+@pytest.mark.slow
 def test_punctuation_comes_back_into_the_papers(tmp_path):
     results = load_recipe("finetune_token_cls").main(["--output_dir", str(tmp_path / "run")])
     assert results["run"]["data"]["rows"] == {"train": 300, "validation": 150, "test": 300}

@@ -13,7 +13,7 @@ COMMON += ["--use_cpu", "true", "--disable_tqdm", "true", "--num_train_epochs", 
 COMMON += ["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "5", "--save_steps", "5"]
 CLS = ["--max_train_samples", "96"]  # 12 steps an epoch: checkpoints in mid-epoch, and one at step 24
 MLM = ["--max_train_samples", "30"]
-DATA = {"finetune_cls": "topics", "finetune_token_cls": "tagged", "finetune_seq2seq": "pairs"}
+DATA = {"finetune_cls": "topics", "finetune_token_cls": "tagged", "finetune_seq2seq": "pairs", "finetune_qa": "questions"}
 LENGTHS = {"finetune_seq2seq": ["--max_source_length", "16", "--max_target_length", "12"]}
 SUBJECTS = {
     "full": ("finetune_cls", "bert", CLS),
@@ -28,6 +28,7 @@ SUBJECTS = {
         "--early_stopping_patience", "2"]),
     "token classification": ("finetune_token_cls", "bert", [*CLS, "--max_length", "16", "--stride", "4"]),
     "sequence to sequence": ("finetune_seq2seq", "seq2seq", [*CLS, "--metric_for_best_model", "chrf"]),
+    "question answering": ("finetune_qa", "bert", [*CLS, "--stride", "8"]),
     "max_steps": ("finetune_cls", "bert", [
         *CLS, "--eval_strategy", "epoch", "--save_strategy", "epoch", "--max_steps", "20"]),
     "mlm": ("pretrain_mlm", "bert", MLM),
