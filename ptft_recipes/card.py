@@ -22,6 +22,7 @@ from ptft_recipes.reporting import dump_yaml, write_text
 KINDS = {
     "text-classification": "Text classification",
     "token-classification": "Token classification",
+    "text-generation": "A language model",
     "fill-mask": "A masked language model",
     "feature-extraction": "An encoder",
     None: "A tokenizer",

