@@ -8,6 +8,7 @@ from typing import Any
 from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase
 
+from ptft_recipes.causal_blocks import first_tokens
 from ptft_recipes.conversations import ASSISTANT, read_messages
 from ptft_recipes.errors import InputError, one_line
 
@@ -78,12 +79,6 @@ def encode_plain(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, Any]])
         *completion,
         tokenizer.eos_token_id,
     ]
-
-
-def first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return what the tokenizer puts in front of a text: the beginning-of-text token, or nothing."""
-    start = tokenizer("a")["input_ids"][:1]
-    return start if start and start[0] == tokenizer.bos_token_id else []
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, Any]]) -> Encoded:

@@ -25,7 +25,6 @@ from ptft_recipes.conversations import load_conversations
 from ptft_recipes.data import DatasetArguments
 from ptft_recipes.hub import publish
 from ptft_recipes.modeling import ModelArguments, load_model, load_tokenizer
-from ptft_recipes.objectives import masked_lm_loss
 from ptft_recipes.tokenization import count_tokens
 from ptft_recipes.training import start_run
 from ptft_recipes.tuning import TuningArguments
@@ -87,6 +86,7 @@ def main(argv=None, callbacks=()):
     columns = data_args.prompt_column, data_args.completion_column, data_args.messages_column
     raw, run["data"] = load_conversations(data_args, *columns)
     tokenizer = load_tokenizer(model_args)
+    run["data"]["chat_template"] = bool(data_args.use_chat_template and tokenizer.chat_template)
     kwargs = {name: getattr(data_args, name) for name in ("max_length", "use_chat_template")}
     with training_args.main_process_first(desc="tokenization"):
         dataset = raw.map(preprocess, batched=True, fn_kwargs={"tokenizer": tokenizer} | kwargs)
@@ -110,7 +110,6 @@ def main(argv=None, callbacks=()):
         processing_class=tokenizer,
         tuning_args=tuning_args,
         new_modules=new_modules,
-        compute_loss_func=masked_lm_loss,
         callbacks=[*callbacks, *early_stopping],
     )
     before = write_completions(trainer, dataset["test"], generation, run)
