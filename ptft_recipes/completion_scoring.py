@@ -52,6 +52,11 @@ def generation_settings(
         if not equals or name not in known:
             raise InputError(f"--generation_kwargs {pair}: no such setting{nearest(name, known)}; e.g. num_beams=4")
         values[name] = yaml.safe_load(text)
+    if values["do_sample"]:
+        raise InputError("--generation_kwargs do_sample: scores of samples depend on chance; use beams")
+    for name in ("num_beams", "max_new_tokens"):
+        if type(values[name]) is not int or values[name] < 1:
+            raise InputError(f"--generation_kwargs {name}={values[name]}: must be a whole number of at least 1")
     pad = tokenizer.pad_token_id
     values |= {"eos_token_id": [*end], "pad_token_id": tokenizer.eos_token_id if pad is None else pad}
     try:
@@ -120,8 +125,7 @@ def write_completions(trainer, dataset: Dataset, config: GenerationConfig, run: 
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     mine = range(args.process_index, len(prompts), args.world_size)
     logger.info("writing %d completions", len(prompts))
-    with torch.random.fork_rng(), trainer.autocast_smart_context_manager():
-        torch.manual_seed(args.seed)  # for settings that sample: the same draws before training and after
+    with trainer.autocast_smart_context_manager():
         texts = generate_texts(
             model, trainer.processing_class, [prompts[i] for i in mine], config, args.eval_batch_size
         )
@@ -149,6 +153,7 @@ def score_completions(
         As `score_test_split`: ROUGE, and the perplexity of the references' tokens; each also as `..._before`, and
         `rougeL_gain`, resampled together so that its interval is a paired one.
     """
+    run["data"] |= {"text_metrics": [*SCORED], "language": ""}
     if before is None or after is None:
         return report_test_split(trainer, None, completion_metrics, [], run)
     chats = [read_messages(text) for text in rows["messages"]]

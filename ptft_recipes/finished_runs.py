@@ -16,6 +16,7 @@ from ptft_recipes.metrics import multi_label_scores, regression_scores, scores_o
 from ptft_recipes.perplexity import STATISTICS, masked_lm_metrics, sum_by_document
 from ptft_recipes.resuming import is_finished
 from ptft_recipes.tag_metrics import tag_metrics, tag_statistics
+from ptft_recipes.text_metrics import text_metrics, text_statistics
 
 PREDICTIONS = "predictions/test.jsonl"
 # A score that is made again may differ by this much, because probabilities are written with six digits.
@@ -205,6 +206,11 @@ def scores_of_lines(lines: list[dict[str, Any]], data: dict[str, Any]) -> tuple[
         statistics = tag_statistics(truth, predicted, **names, scheme=data["scheme"])
         rows = SimpleNamespace(predictions=statistics)
         return ids, truth, lambda weights: tag_metrics(rows, weights=weights, **names, scheme=data["scheme"]), None
+    if "text_metrics" in data:
+        predicted, options = [line["predicted"] for line in lines], {"metrics": data["text_metrics"]}
+        options["language"] = data["language"]
+        texts = SimpleNamespace(predictions=text_statistics(predicted, truth, **options))
+        return ids, truth, lambda weights: text_metrics(texts, weights=weights, **options), None
     return ids, truth, *classifier_scores(lines, data["problem_type"], data["label_names"])
 
 

@@ -64,7 +64,9 @@ EDGES = {
     "features": set(),
     "evaluation": {"energy", "labels", "metrics", "perplexity", "provenance", "reporting", "significance"},
     "fertility": {"card", "evaluation", "provenance", "reporting", "significance"},
-    "finished_runs": {"errors", "evaluation", "labels", "metrics", "perplexity", "resuming", "tag_metrics"},
+    "finished_runs": {
+        "errors", "evaluation", "labels", "metrics", "perplexity", "resuming", "tag_metrics", "text_metrics",
+    },
     "folds": {"errors"},
     "hub": {"card", "errors", "outgoing"},
     "hyperparameter_search": {"errors", "evaluation", "logs", "reporting", "search_report", "search_space"},
