@@ -404,7 +404,7 @@ def run_sentences(pretrain_sentences, checkpoint, corpus, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def subjects(checkpoints, topics, tagged, corpus, tmp_path_factory):
+def subjects(checkpoints, decoders, topics, tagged, questions, corpus, tmp_path_factory):
     """Return a function that gives a kind of training by its name, run to its end once per session."""
     from reliability.subjects import Subject
 
@@ -413,7 +413,8 @@ def subjects(checkpoints, topics, tagged, corpus, tmp_path_factory):
     def get(name: str) -> Subject:
         if name not in made:
             folder = tmp_path_factory.mktemp("subject")
-            made[name] = Subject(name, checkpoints, {"topics": topics, "tagged": tagged, "corpus": corpus}, folder)
+            files = {"topics": topics, "tagged": tagged, "questions": questions, "corpus": corpus}
+            made[name] = Subject(name, checkpoints | decoders, files, folder)
         return made[name]
 
     return get

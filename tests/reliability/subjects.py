@@ -13,7 +13,7 @@ COMMON += ["--use_cpu", "true", "--disable_tqdm", "true", "--num_train_epochs", 
 COMMON += ["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "5", "--save_steps", "5"]
 CLS = ["--max_train_samples", "96"]  # 12 steps an epoch: checkpoints in mid-epoch, and one at step 24
 MLM = ["--max_train_samples", "30"]
-DATA = {"finetune_cls": "topics", "finetune_token_cls": "tagged"}
+DATA = {"finetune_cls": "topics", "finetune_token_cls": "tagged", "finetune_clm": "questions"}
 SUBJECTS = {
     "full": ("finetune_cls", "bert", CLS),
     "random batches": ("finetune_cls", "bert", [*CLS, "--train_sampling_strategy", "random"]),
@@ -33,6 +33,8 @@ SUBJECTS = {
     "mlm, streamed": ("pretrain_mlm", "bert", ["--streaming", "true", "--max_steps", "24"]),
     "mlm, max_steps": ("pretrain_mlm", "bert", [*MLM, "--max_steps", "13"]),
     "replaced tokens": ("pretrain_rtd", "electra", [*MLM, "--generator_size", "0.5"]),
+    "next token, packed": ("pretrain_clm", "llama", [*MLM, "--fim_rate", "0.5"]),
+    "completions": ("finetune_clm", "llama", CLS),
     "sentence order": ("pretrain_sentences", "bert", MLM),
 }  # fmt: skip
 
