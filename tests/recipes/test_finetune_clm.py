@@ -1,10 +1,13 @@
 """The recipe end to end, in process, on a tiny decoder: it learns to answer, and what is saved answers as it did."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import cut_off, load_recipe, nothing_written, question_rows, run_card, runner
+from conftest import ROOT, cut_off, load_recipe, nothing_written, question_rows, run_card, runner
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -105,3 +108,31 @@ def test_what_cannot_work_is_refused_before_training(run_clm, tmp_path, checkpoi
 def test_the_test_split_is_left_alone_where_it_is_told_so(run_clm):
     results = run_clm("--do_predict", "false", max_steps=1)
     assert results["metrics"] == {}
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_rows_and_write_what_one_writes(run_clm, decoders, questions, tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", str(ROOT / "accelerate_configs" / "multi_cpu.yaml"), "--main_process_port", "0"]
+    command += [
+        str(ROOT / "recipes" / "finetune_clm.py"),
+        "--model_name_or_path",
+        decoders["llama"],
+        "--bf16",
+        "false",
+    ]
+    command += ["--output_dir", str(tmp_path / "two"), "--max_length", "48", "--max_new_tokens", "6"]
+    command += ["--max_steps", "4", "--per_device_train_batch_size", "4", "--learning_rate", "5e-3"]
+    command += [token for split, path in questions.items() for token in (f"--{split}_file", path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((tmp_path / "two" / "results.json").read_text())
+    assert two["run"]["processes"] == 2
+    one = run_clm(max_steps=4)
+    written = [[line["predicted_before"] for line in lines(tmp_path / name)] for name in ("run", "two")]
+    assert written[0] == written[1]
+    for name, score in one["metrics"].items():
+        assert two["metrics"][name]["n"] == score["n"] == 32
+        if name.endswith("_before"):
+            assert two["metrics"][name]["value"] == pytest.approx(score["value"], rel=1e-4)

@@ -83,6 +83,14 @@ def test_an_adapter_is_trained_on_gpt2_and_loads_as_anybody_loads_it(run_clm, de
     run_card(tmp_path / "run", decoders["gpt2"])
 
 
+def test_a_stream_is_packed_and_other_text_is_mixed_in(run_clm, corpus, tmp_path):
+    general = tmp_path / "general.txt"
+    general.write_text("\n\n".join(["a new small old big one " * n for n in range(1, 25)]))
+    results = run_clm("--streaming", "--mix", f"{general}=0.3", max_steps=4, fim_rate=0.5, max_eval_samples=3)
+    assert {"perplexity", "perplexity/general", "perplexity_ratio/general"} <= {*results["metrics"]}
+    assert results["run"]["steps"] == 4
+
+
 def test_what_cannot_work_is_refused_before_training(run_clm, checkpoint, tmp_path):
     with pytest.raises(InputError, match="has no end-of-text token to end a document by"):
         run_clm(model_name_or_path=checkpoint)
