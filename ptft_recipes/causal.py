@@ -106,6 +106,14 @@ class CausalLMTrainer(NextTokenLoss, BlockTrainer):
 class CompletionTrainer(NextTokenLoss, RecipeTrainer):
     """RecipeTrainer that predicts the next token where a row has labels: for prompts and completions."""
 
+    def predict(self, *args, **kwargs):
+        """Predict, before training too: without the lasting cast of the weights that `--bf16_full_eval` makes."""
+        self.is_in_train = True
+        try:
+            return super().predict(*args, **kwargs)
+        finally:
+            self.is_in_train = False
+
 
 def prepare_causal_lm(
     model: PreTrainedModel, tuning_args: TuningArguments, new_modules: list[str], packing: bool = False

@@ -1,6 +1,7 @@
 """Token ids of chats, with labels on what the assistant says and on nothing else."""
 
 import logging
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from ptft_recipes.errors import InputError, one_line
 logger = logging.getLogger(__name__)
 
 NO_LABEL = -100
+GENERATION_MARK = re.compile(r"\{%-?\s*generation\b")
 Encoded = tuple[list[int], list[int]]
 
 
@@ -49,6 +51,10 @@ def tokenize_conversations(
         InputError: A chat of several messages without a template, a template by which the answers cannot be told
             apart, or a row of whose last answer nothing is left.
     """
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"the tokenizer of {tokenizer.name_or_path} has no fast version, which knows where tokens are"
+        )
     if max_length > tokenizer.model_max_length:
         raise InputError(f"--max_length {max_length}: this model reads at most {tokenizer.model_max_length} tokens")
     encode = partial(encode_chat if use_chat_template and tokenizer.chat_template else encode_plain, tokenizer)
@@ -124,7 +130,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, Any]]) 
 
 def _apply(tokenizer, chat: list[dict[str, Any]], add_generation_prompt: bool = False) -> tuple[list[int], list[int]]:
     """Return the ids that the template makes of a chat, and 1 for each that it marks as the assistant's."""
-    marks = "{% generation" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template
+    marks = GENERATION_MARK.search(tokenizer.get_chat_template())
     options = {"return_assistant_tokens_mask": True} if marks and not add_generation_prompt else {}
     try:
         batch = tokenizer.apply_chat_template(

@@ -7,7 +7,8 @@
     accelerate launch recipes/finetune_clm.py                                     the demo, offline
     ... --train_file train.jsonl --prompt_column question --completion_column answer        your own files
     ... --train_file chats.jsonl --messages_column messages                       chats of several turns
-    ... --tuning_kwargs r=16 target_modules=all-linear                            another LoRA; --tuning full: none
+    ... --tuning_kwargs r=16 lora_alpha=32 target_modules=all-linear              a larger LoRA
+    ... --tuning full --learning_rate 2e-5                                        every weight
     ... --num_beams 4 --generation_kwargs length_penalty=0.8                      how the test answers are written
 
 The loss is on what the assistant says and on nothing else; which tokens these are follows from the chat template and

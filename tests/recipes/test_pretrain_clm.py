@@ -83,6 +83,15 @@ def test_an_adapter_is_trained_on_gpt2_and_loads_as_anybody_loads_it(run_clm, de
     run_card(tmp_path / "run", decoders["gpt2"])
 
 
+def test_new_sentinels_are_trained_beside_an_adapter_that_is_merged(run_clm, tmp_path):
+    results = run_clm("--tuning", "lora", "--merge_adapter", "true", fim_rate=1.0, max_steps=3, max_eval_samples=3)
+    folder = tmp_path / "run"
+    assert not (folder / "adapter_config.json").exists()
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    assert len(tokenizer) == model.get_input_embeddings().num_embeddings
+    assert results["run"]["trainable_parameters"] < results["run"]["total_parameters"] / 2
+
+
 def test_a_stream_is_packed_and_other_text_is_mixed_in(run_clm, corpus, tmp_path):
     general = tmp_path / "general.txt"
     general.write_text("\n\n".join(["a new small old big one " * n for n in range(1, 25)]))
