@@ -93,8 +93,8 @@ def _call(name: str, run: dict[str, Any], task: str) -> list[str]:
 def _generation_call(name: str, run: dict[str, Any]) -> list[str]:
     if run["data"].get("chat_template"):
         chat = 'chat = [{"role": "user", "content": "Some text."}]'
-        return [chat, f'print({name}(chat, max_new_tokens=64, do_sample=False)[0]["generated_text"][-1]["content"])']
-    return [f'print({name}("Some text", max_new_tokens=64, do_sample=False)[0]["generated_text"])']
+        return [chat, f'print({name}(chat, max_new_tokens=50, do_sample=False)[0]["generated_text"][-1]["content"])']
+    return [f'print({name}("Some text", max_new_tokens=50, do_sample=False)[0]["generated_text"])']
 
 
 def _base_is_missing(run: dict[str, Any]) -> str:
