@@ -89,7 +89,7 @@ def pack_blocks(blocks: Mapping[str, list], *, max_length: int) -> dict[str, lis
     model computes what it would compute for the block alone.
 
     Args:
-        blocks: As `split_into_blocks` returned them.
+        blocks: As `split_into_blocks` returned them; `word_ids` they need not have.
         max_length: Tokens per row.
 
     Returns:
@@ -111,8 +111,10 @@ def pack_blocks(blocks: Mapping[str, list], *, max_length: int) -> dict[str, lis
         entry = (left - length, row)
         free.insert(bisect_left(free, entry), entry)
     return {
-        "input_ids": [[token for i in row for token in blocks["input_ids"][i]] for row in rows],
-        "word_ids": [[word for i in row for word in blocks["word_ids"][i]] for row in rows],
+        name: [[value for i in row for value in blocks[name][i]] for row in rows]
+        for name in ("input_ids", "word_ids")
+        if name in blocks
+    } | {
         "length": [sum(blocks["length"][i] for i in row) for row in rows],
         "segments": [[blocks["length"][i] for i in row] for row in rows],
     }

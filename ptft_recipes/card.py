@@ -23,6 +23,7 @@ KINDS = {
     "text-classification": "Text classification",
     "token-classification": "Token classification",
     "question-answering": "Extractive question answering",
+    "text-generation": "A language model",
     "fill-mask": "A masked language model",
     "feature-extraction": "An encoder",
     "text2text-generation": "An encoder-decoder that fills gaps",

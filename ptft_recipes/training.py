@@ -274,7 +274,6 @@ class RecipeTrainer(SealedTrainer):
         outputs = model(**inputs)
         seen, labels = self._first_rows(outputs, labels, self._rows_not_repeated(len(labels)))
         items = int((labels != -100).sum())
-        # Not `outputs.logits`: where spans are predicted there are two of them.
         total = self.plain_loss_func(seen, labels, num_items_in_batch=1).float() if items else outputs[0].sum() * 0
         self._eval_loss += total.item()
         self._eval_items += items

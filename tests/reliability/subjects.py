@@ -13,7 +13,10 @@ COMMON += ["--use_cpu", "true", "--disable_tqdm", "true", "--num_train_epochs", 
 COMMON += ["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "5", "--save_steps", "5"]
 CLS = ["--max_train_samples", "96"]  # 12 steps an epoch: checkpoints in mid-epoch, and one at step 24
 MLM = ["--max_train_samples", "30"]
-DATA = {"finetune_cls": "topics", "finetune_token_cls": "tagged", "finetune_seq2seq": "pairs", "finetune_qa": "questions"}
+DATA = {
+    "finetune_cls": "topics", "finetune_token_cls": "tagged", "finetune_seq2seq": "pairs", "finetune_qa": "questions",
+    "finetune_clm": "prompts",
+}  # fmt: skip
 LENGTHS = {"finetune_seq2seq": ["--max_source_length", "16", "--max_target_length", "12"]}
 SUBJECTS = {
     "full": ("finetune_cls", "bert", CLS),
@@ -36,6 +39,8 @@ SUBJECTS = {
     "mlm, streamed": ("pretrain_mlm", "bert", ["--streaming", "true", "--max_steps", "24"]),
     "mlm, max_steps": ("pretrain_mlm", "bert", [*MLM, "--max_steps", "13"]),
     "replaced tokens": ("pretrain_rtd", "electra", [*MLM, "--generator_size", "0.5"]),
+    "next token, packed": ("pretrain_clm", "llama", [*MLM, "--fim_rate", "0.5"]),
+    "completions": ("finetune_clm", "llama", CLS),
     "sentence order": ("pretrain_sentences", "bert", MLM),
     "gap filling": ("pretrain_span", "t5", [*MLM, "--dataloader_num_workers", "2"]),
 }  # fmt: skip
