@@ -14,6 +14,8 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -223,7 +225,8 @@ def load_model(
 
     Raises:
         InputError: No such model, no safetensors weights, another architecture, a tokenizer of another model, or a
-            checkpoint that leads to the code or files of others.
+            checkpoint that leads to the code or files of others; an encoder-decoder for one of the two tasks in which
+            it would return its encoder's states among the predictions.
     """
     if label_names:
         config_kwargs |= {
@@ -232,6 +235,11 @@ def load_model(
         }
     config = from_pretrained(AutoConfig, model_args, **config_kwargs)
     check_source(model_args, config)
+    if config.is_encoder_decoder and auto_class in (AutoModelForSequenceClassification, AutoModelForQuestionAnswering):
+        raise InputError(
+            f"{model_args.model_name_or_path} is an encoder-decoder ({config.model_type}), and this recipe is for "
+            "encoders; finetune_seq2seq.py trains encoder-decoders"
+        )
     kwargs = {"config": config, "attn_implementation": model_args.attn_implementation, "dtype": "float32"}
     if model_args.from_scratch:
         trust = {"trust_remote_code": model_args.trust_remote_code}

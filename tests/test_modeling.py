@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import FAMILIES, tiny_config
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModelForMaskedLM, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
 from ptft_recipes.errors import InputError
 from ptft_recipes.modeling import ModelArguments, base_model_name, load_model, load_tokenizer
@@ -71,6 +71,12 @@ def test_pickled_weights_are_not_read(tmp_path, checkpoint, tokenizer):
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"cannot load .* from .*safetensors"):
         load(tmp_path, tokenizer)
+
+
+@pytest.mark.parametrize("auto_class", [AutoModelForSequenceClassification, AutoModelForQuestionAnswering])
+def test_an_encoder_decoder_is_refused_where_an_encoder_is_needed(auto_class, checkpoints, tokenizer):
+    with pytest.raises(InputError, match=r"is an encoder-decoder \(bart\).*finetune_seq2seq\.py trains"):
+        load_model(auto_class, ModelArguments(model_name_or_path=checkpoints["bart"]), tokenizer)
 
 
 def test_damaged_weights_are_refused(tmp_path, checkpoint, tokenizer):
