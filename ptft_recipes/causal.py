@@ -12,7 +12,7 @@ from ptft_recipes.errors import InputError
 from ptft_recipes.infilling import FillInTheMiddle
 from ptft_recipes.objectives import masked_lm_loss
 from ptft_recipes.perplexity import STATISTICS, masked_lm_metrics, masked_lm_statistics
-from ptft_recipes.pretraining import BlockTrainer
+from ptft_recipes.pretraining import BlockTrainer, PredictsBeforeTraining
 from ptft_recipes.sparse_head import only_at
 from ptft_recipes.training import RecipeTrainer
 from ptft_recipes.tuning import TuningArguments, apply_tuning
@@ -103,16 +103,8 @@ class CausalLMTrainer(NextTokenLoss, BlockTrainer):
     """BlockTrainer that predicts the next token: for raw text."""
 
 
-class CompletionTrainer(NextTokenLoss, RecipeTrainer):
+class CompletionTrainer(PredictsBeforeTraining, NextTokenLoss, RecipeTrainer):
     """RecipeTrainer that predicts the next token where a row has labels: for prompts and completions."""
-
-    def predict(self, *args, **kwargs):
-        """Predict, before training too: without the lasting cast of the weights that `--bf16_full_eval` makes."""
-        self.is_in_train = True
-        try:
-            return super().predict(*args, **kwargs)
-        finally:
-            self.is_in_train = False
 
 
 def prepare_causal_lm(

@@ -98,7 +98,7 @@ def load_splits(
     )
     dropped = {}
     for split, dataset in splits.items():
-        splits[split], dropped[split] = _drop_bad_texts(split, dataset, text_columns, data_args.drop_bad_rows)
+        splits[split], dropped[split] = drop_bad_texts(split, dataset, text_columns, data_args.drop_bad_rows)
     report: dict[str, Any] = {"name": name, "hub_id": dataset_hub_id(data_args)}
     if label_column:
         splits, lost, report["problem_type"], report["label_names"] = encode_labels(
@@ -186,6 +186,29 @@ def read_splits(
             rows = read_rows(path, [*required, *more_columns], optional, documents=label_column is None, words=words)
             splits[split] = _to_dataset(rows, text_columns, label_column, words, more_columns)
     return ", ".join(Path(path).name for path in files.values() if path), splits
+
+
+def rows_without_faults(split: str, dataset: Dataset, faults: dict[int, str], drop: bool) -> list[int]:
+    """Return the numbers of the rows that can be used.
+
+    Args:
+        split: For the error.
+        dataset: With `id`.
+        faults: What is wrong, by number of the row.
+        drop: Leave these rows out.
+
+    Raises:
+        InputError: There are some, and they are not to be left out; or none is left.
+    """
+    if faults and not drop:
+        first = "; ".join(f"{dataset[i]['id']}: {fault}" for i, fault in list(faults.items())[:5])
+        raise InputError(
+            f"{split}: {len(faults)} rows cannot be used: {first}{'; ...' * (len(faults) > 5)}. "
+            "Mend them, or pass --drop_bad_rows to leave them out"
+        )
+    if len(faults) == len(dataset):
+        raise InputError(f"{split}: no rows are left")
+    return [i for i in range(len(dataset)) if i not in faults]
 
 
 def _required(split: str, text_columns, label_column) -> list[str]:
@@ -277,7 +300,12 @@ def _as_text(value: Any) -> str | None:
     return None if value is None else json.dumps(value) if isinstance(value, list | dict) else str(value)
 
 
-def _drop_bad_texts(split: str, dataset: Dataset, text_columns, drop: bool) -> tuple[Dataset, int]:
+def drop_bad_texts(split: str, dataset: Dataset, text_columns: Sequence[str], drop: bool) -> tuple[Dataset, int]:
+    """Return the rows with text in all columns, and how many had none.
+
+    Raises:
+        InputError: There are rows without, and they are not to be dropped; or no others.
+    """
     bad = {i for column in text_columns for i, text in enumerate(dataset[column]) if not (text and text.strip())}
     if bad and not drop:
         places = ", ".join(dataset[i]["id"] for i in sorted(bad)[:5])

@@ -25,7 +25,19 @@ from ptft_recipes.tuning import PLAIN_METHODS, TuningArguments, apply_tuning
 logger = logging.getLogger(__name__)
 
 
-class BlockTrainer(RecipeTrainer):
+class PredictsBeforeTraining:
+    """Of a trainer whose model is scored before it is trained too."""
+
+    def predict(self, *args, **kwargs):
+        """Predict, without the lasting cast of the weights that `--bf16_full_eval` makes outside of training."""
+        self.is_in_train = True
+        try:
+            return super().predict(*args, **kwargs)
+        finally:
+            self.is_in_train = False
+
+
+class BlockTrainer(PredictsBeforeTraining, RecipeTrainer):
     """RecipeTrainer over blocks of text, which tells the collator the epoch.
 
     Rows are drawn as `sampling.Draw`, so that what the collator does to one depends on seed, epoch and row alone.
@@ -79,14 +91,6 @@ class BlockTrainer(RecipeTrainer):
             return None
         lengths = np.asarray(self.train_dataset["length"][:])
         return int(lengths[self._get_train_sampler().sampler.chosen()].sum())
-
-    def predict(self, *args, **kwargs):
-        """Predict, before training too: without the lasting cast of the weights that `--bf16_full_eval` makes."""
-        self.is_in_train = True
-        try:
-            return super().predict(*args, **kwargs)
-        finally:
-            self.is_in_train = False
 
 
 class TwoLossTrainer(BlockTrainer):

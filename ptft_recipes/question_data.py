@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, List, Value
 
-from ptft_recipes.data import DatasetArguments, dataset_hub_id, read_splits
+from ptft_recipes.data import DatasetArguments, dataset_hub_id, read_splits, rows_without_faults
 from ptft_recipes.errors import InputError
 from ptft_recipes.folds import parse_fold
 from ptft_recipes.splits import complete_splits
@@ -144,15 +144,7 @@ def _encode(
     texts = zip(dataset[columns[0]], dataset[columns[1]], given or [None] * len(dataset), strict=True)
     found = [_check(question, context, answers, given is not None) for question, context, answers in texts]
     faults = {i: fault for i, (_, _, fault) in enumerate(found) if fault}
-    if faults and not drop:
-        first = "; ".join(f"{dataset[i]['id']}: {fault}" for i, fault in list(faults.items())[:5])
-        raise InputError(
-            f"{split}: {len(faults)} rows cannot be used: {first}{'; ...' * (len(faults) > 5)}. "
-            "Mend them, or pass --drop_bad_rows to leave them out"
-        )
-    keep = [i for i in range(len(dataset)) if i not in faults]
-    if not keep:
-        raise InputError(f"{split}: no rows are left")
+    keep = rows_without_faults(split, dataset, faults, drop)
     dataset = dataset.select_columns(["id", *columns]).select(keep)
     if given is not None:
         dataset = dataset.add_column("answers", [found[i][0] for i in keep], feature=ANSWERS)

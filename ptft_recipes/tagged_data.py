@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, List
 
-from ptft_recipes.data import DatasetArguments, dataset_hub_id, read_splits
+from ptft_recipes.data import DatasetArguments, dataset_hub_id, read_splits, rows_without_faults
 from ptft_recipes.errors import InputError
 from ptft_recipes.folds import parse_fold
 from ptft_recipes.splits import complete_splits
@@ -91,15 +91,7 @@ def _encode(
     rows = zip(dataset[columns[0]], tags or [None] * len(dataset), strict=True)
     found = {i: _fault(words, row, label_names, tagged=tags is not None) for i, (words, row) in enumerate(rows)}
     faults = {i: fault for i, fault in found.items() if fault}
-    if faults and not drop:
-        first = "; ".join(f"{dataset[i]['id']}: {fault}" for i, fault in list(faults.items())[:5])
-        raise InputError(
-            f"{split}: {len(faults)} rows cannot be used: {first}{'; ...' * (len(faults) > 5)}. "
-            "Mend them, or pass --drop_bad_rows to leave them out"
-        )
-    keep = [i for i in range(len(dataset)) if i not in faults]
-    if not keep:
-        raise InputError(f"{split}: no rows are left")
+    keep = rows_without_faults(split, dataset, faults, drop)
     dataset = dataset.select_columns(["id", *columns]).select(keep)
     if tags is not None:
         number = {label: i for i, label in enumerate(label_names)}

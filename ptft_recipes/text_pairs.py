@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from ptft_recipes.data import DatasetArguments, dataset_hub_id, read_splits
+from ptft_recipes.data import DatasetArguments, dataset_hub_id, drop_bad_texts, read_splits
 from ptft_recipes.errors import InputError
 from ptft_recipes.folds import parse_fold
 from ptft_recipes.reading import SUFFIXES, check_columns, check_text, read_lines
@@ -44,7 +44,8 @@ def load_text_pairs(
         splits["test"] = splits["test"].remove_columns("target")
     report: dict[str, Any] = {"name": name, "hub_id": dataset_hub_id(data_args), "dropped": {}}
     for split, rows in splits.items():
-        splits[split], report["dropped"][split] = _drop_empty(split, rows, data_args.drop_bad_rows)
+        columns = [name for name in ("source", "target") if name in rows.column_names]
+        splits[split], report["dropped"][split] = drop_bad_texts(split, rows, columns, data_args.drop_bad_rows)
     limits = {"max_train_samples": data_args.max_train_samples, "max_eval_samples": data_args.max_eval_samples}
     # By its source alone: another translation of a text that train has is no new text.
     raw, report = complete_splits(
@@ -110,21 +111,6 @@ def _to_pairs(ids: list[str], sources: list, targets: list, target_column: str) 
         check_text({"id": place, "source": source}, "source")
         check_text({"id": place, target_column: target}, target_column)
     return Dataset.from_dict({"id": ids, "source": sources, "target": targets})
-
-
-def _drop_empty(split: str, rows: Dataset, drop: bool) -> tuple[Dataset, int]:
-    columns = [name for name in ("source", "target") if name in rows.column_names]
-    empty = [i for i, row in enumerate(rows) if not all(row[name] and row[name].strip() for name in columns)]
-    if empty and not drop:
-        places = ", ".join(rows[i]["id"] for i in empty[:5]) + ", ..." * (len(empty) > 5)
-        raise InputError(
-            f"{split}: {len(empty)} rows with an empty {' or '.join(columns)} ({places}); "
-            "mend them, or pass --drop_bad_rows to leave them out"
-        )
-    if len(empty) == len(rows):
-        raise InputError(f"{split}: no rows are left")
-    kept = {*range(len(rows))} - {*empty}
-    return (rows.select(sorted(kept)) if empty else rows), len(empty)
 
 
 def tokenize_pairs(
