@@ -35,6 +35,8 @@ def answer(question, context):
     start, end = output.start_logits[0], output.end_logits[0]
     inside = torch.tensor([part == 1 for part in inputs.sequence_ids()])
     allowed = (inside[:, None] & inside).triu().tril(settings["max_answer_length"] - 1)
+    if not allowed.any():
+        return ""
     scores = (start[:, None] + end).masked_fill(~allowed, -torch.inf)
     first, last = divmod(int(scores.argmax()), len(start))
     threshold = settings["no_answer_threshold"]

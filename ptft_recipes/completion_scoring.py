@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import EvalPrediction, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ptft_recipes.conversations import read_messages
-from ptft_recipes.errors import InputError, nearest
+from ptft_recipes.errors import InputError
 from ptft_recipes.evaluation import predicts_test_split, report_test_split
+from ptft_recipes.generation_kwargs import parse_generation_kwargs
 from ptft_recipes.perplexity import STATISTICS, before_and_after, masked_lm_metrics
 from ptft_recipes.text_metrics import text_metrics, text_statistics
 
@@ -45,18 +45,8 @@ def generation_settings(
     Raises:
         InputError: A field that there is not, or values that do not go together.
     """
-    known = [name for name in vars(GenerationConfig()) if not name.startswith("_")]
     values: dict[str, Any] = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens}
-    for pair in settings:
-        name, equals, text = pair.partition("=")
-        if not equals or name not in known:
-            raise InputError(f"--generation_kwargs {pair}: no such setting{nearest(name, known)}; e.g. num_beams=4")
-        values[name] = yaml.safe_load(text)
-    if values["do_sample"]:
-        raise InputError("--generation_kwargs do_sample: scores of samples depend on chance; use beams")
-    for name in ("num_beams", "max_new_tokens"):
-        if type(values[name]) is not int or values[name] < 1:
-            raise InputError(f"--generation_kwargs {name}={values[name]}: must be a whole number of at least 1")
+    values |= parse_generation_kwargs(settings)
     pad = tokenizer.pad_token_id
     values |= {"eos_token_id": [*end], "pad_token_id": tokenizer.eos_token_id if pad is None else pad}
     try:

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from datasets import Dataset
-from transformers import DataCollatorForSeq2Seq, EvalPrediction, GenerationConfig, PreTrainedModel
+from transformers import DataCollatorForSeq2Seq, EvalPrediction, PreTrainedModel
 from transformers.trainer_utils import PredictionOutput
 
-from ptft_recipes.errors import InputError, nearest, one_line
+from ptft_recipes.errors import InputError, one_line
 from ptft_recipes.evaluation import predicts_test_split, report_test_split
+from ptft_recipes.generation_kwargs import UNUSABLE, parse_generation_kwargs
 from ptft_recipes.samples import write_samples
 from ptft_recipes.text_metrics import (
     BLEU,
@@ -78,21 +78,15 @@ def set_generation(
         raise InputError(
             "the model's config has no decoder_start_token_id or no pad_token_id; its decoder cannot begin"
         )
-    config, known, was_training = model.generation_config, GenerationConfig().to_dict(), model.training
+    config, was_training = model.generation_config, model.training
     config.max_length, config.max_new_tokens = None, max_new_tokens
     if first_token is not None:
         config.forced_bos_token_id = first_token
-    for pair in generation_kwargs:
-        name, equals, value = pair.partition("=")
-        if not equals or name not in known:
-            hint = nearest(name, known) if equals else "; expected name=value"
-            raise InputError(f"--generation_kwargs {pair}: no such setting of GenerationConfig{hint}")
-        setattr(config, name, yaml.safe_load(value))
-    if config.do_sample:
-        raise InputError("--generation_kwargs do_sample: scores of samples depend on chance; use beams")
-    for name in ("num_beams", "max_new_tokens"):
-        if (value := getattr(config, name)) is not None and (type(value) is not int or value < 1):
-            raise InputError(f"--generation_kwargs {name}={value}: must be a whole number of at least 1")
+    for name, value in parse_generation_kwargs(generation_kwargs).items():
+        setattr(config, name, value)
+    for name, (allowed, remedy) in UNUSABLE.items():
+        if (value := getattr(config, name)) not in allowed:
+            raise InputError(f"--generation_kwargs {name}: the checkpoint's own setting is {value}; {remedy}")
     try:
         config.validate(strict=True)  # else saving the trained model is what fails
         with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # two tokens are fewer than a min_length
