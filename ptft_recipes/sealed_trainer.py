@@ -27,6 +27,7 @@ from ptft_recipes.modeling import digest_weights, non_finite_weights
 from ptft_recipes.reporting import write_yaml
 from ptft_recipes.resources import check_free_space, explain_full_disk, explain_out_of_memory
 from ptft_recipes.resuming import best_checkpoint, check_same_run, identify
+from ptft_recipes.sharding import cut_by_layers, whole_until_trained
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ class SealedTrainer(Trainer):
             if self.args.should_save:
                 write_yaml(Path(self.args.output_dir, "config.yaml"), self.run["config"])
         check_free_space(self.model, self.args)
+        cut_by_layers(self)
         with self.stop, explain_out_of_memory(self.model, self.args):
             try:
                 output = super().train(*args, resume_from_checkpoint=checkpoint, **kwargs)
@@ -225,7 +227,7 @@ class SealedTrainer(Trainer):
 
     def evaluation_loop(self, *args, **kwargs):
         """Evaluate or predict."""
-        with explain_out_of_memory(self.model, self.args):
+        with explain_out_of_memory(self.model, self.args), whole_until_trained(self):
             return super().evaluation_loop(*args, **kwargs)
 
 
