@@ -40,8 +40,8 @@ def check_processes(use_cpu: bool = False) -> None:
         use_cpu: Training is to run on the CPU even where there is an accelerator.
 
     Raises:
-        InputError: One process runs where several were asked for, more run on this machine than it has GPUs, or a
-            model is to be cut over CPUs.
+        InputError: One process runs where several were asked for, more run on this machine than it has GPUs, a model
+            is to be cut over CPUs, or could not be put together again.
     """
     by_launcher = {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"} & os.environ.keys()
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and not by_launcher:
@@ -50,18 +50,37 @@ def check_processes(use_cpu: bool = False) -> None:
             "accelerate_configs/multi_cpu.yaml` (distributed_type: MULTI_GPU with use_cpu: true). If you want one "
             "process, unset MASTER_ADDR"
         )
-    engines = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"]
-    if engines and (use_cpu or not torch.accelerator.is_available()):
+    on_cpu, engine = use_cpu or not torch.accelerator.is_available(), engine_name()
+    if (on_cpu and engine.startswith("fsdp")) or (use_cpu and engine.startswith("zero")):
         raise InputError(
-            f"the configuration asks for {engines[0]}, which accelerate has for GPUs only: on CPUs it would train "
-            "whole copies and say nothing. Use accelerate_configs/multi_cpu.yaml"
+            f"the configuration asks for {engine}, for which accelerate wants GPUs: here it would train whole copies "
+            "and say nothing. Use accelerate_configs/multi_cpu.yaml"
         )
+    for name, variable, wanted, line in (
+        ("fsdp2", "FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT", "fsdp_state_dict_type: FULL_STATE_DICT"),
+        ("zero3", "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "true", "zero3_save_16bit_model: true"),
+    ):
+        if engine == name and os.environ.get(variable) != wanted:
+            raise InputError(
+                f"{engine} would save no model that from_pretrained reads; its configuration needs {line}"
+            )
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if torch.cuda.is_available() and not use_cpu and processes > torch.cuda.device_count():
         raise InputError(
             f"{processes} processes on a machine with {torch.cuda.device_count()} GPUs: lower --num_processes, or "
             "pass --use_cpu true to the recipe to leave the GPUs alone"
         )
+
+
+def engine_name() -> str:
+    """Return by what processes train together, as their launcher says: `ddp`, `fsdp2`, `zero3`; of one, `none`."""
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        return f"fsdp{os.environ.get('FSDP_VERSION', 1)}"
+    if "ACCELERATE_DEEPSPEED_CONFIG_FILE" in os.environ:
+        return "deepspeed"
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', 2)}"
+    return "none" if os.environ.get("WORLD_SIZE", "1") == "1" else "ddp"
 
 
 def take_fast_path(model: nn.Module, training_args: TrainingArguments) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import ptft_recipes
 from ptft_recipes.errors import EXIT_CODES, InputError, nearest, tell_why
-from ptft_recipes.shipped import config_files, copy_shipped, recipe_files, summary
+from ptft_recipes.shipped import KINDS, copy_shipped, shipped_files, summary
 
 # Nothing heavy is imported above: `ptft ls` is to be as quick as ls. What needs torch is imported by who needs it.
 
@@ -52,11 +52,17 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    ls = add(_list, "ls", "list the recipes, or with --config the configurations")
-    ls.add_argument("--config", action="store_true", help="configurations of recipes and of Accelerate")
+    def add_kinds(command: argparse.ArgumentParser, words: str) -> None:
+        command.set_defaults(kind="recipe")
+        kinds = command.add_mutually_exclusive_group()
+        for kind, of in {"config": "of a recipe", "accelerate": "of Accelerate, or the script for SLURM"}.items():
+            kinds.add_argument(f"--{kind}", dest="kind", action="store_const", const=kind, help=f"{words} {of}")
+
+    ls = add(_list, "ls", "list the recipes, or configurations")
+    add_kinds(ls, "configurations")
 
     cp = add(_copy, "cp", "copy a recipe of the installed version, to be changed and run")
-    cp.add_argument("--config", action="store_true", help="NAME is a configuration: see ptft ls --config")
+    add_kinds(cp, "NAME is a configuration")
     cp.add_argument("name", metavar="NAME", help="e.g. finetune_cls")
     cp.add_argument("destination", metavar="DEST", nargs="?", help="file or folder; by default NAME, here")
 
@@ -130,18 +136,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _list(args: argparse.Namespace) -> None:
     width = min(shutil.get_terminal_size().columns, 100)
-    for name, path in (config_files() if args.config else recipe_files()).items():
+    for name, path in shipped_files(args.kind).items():
         lines = textwrap.wrap(summary(path), max(width - NAME_WIDTH, 20))
         first = f"{name:<{NAME_WIDTH - 1}} {lines.pop(0)}" if len(name) < NAME_WIDTH else name
         print("\n".join([first, *(" " * NAME_WIDTH + line for line in lines)]))
-    if args.config:
-        print("\nTo copy one: ptft cp --config NAME [DEST]")
+    if args.kind == "recipe":
+        print("\nTo copy one: ptft cp NAME [DEST]. Also: ptft ls --config, ptft ls --accelerate")
     else:
-        print("\nTo copy one: ptft cp NAME [DEST]. Configurations: ptft ls --config")
+        print(f"\nTo copy one: ptft cp --{args.kind} NAME [DEST]")
 
 
 def _copy(args: argparse.Namespace) -> None:
-    path, commands = copy_shipped(args.name, args.destination, args.config)
+    path, commands = copy_shipped(args.name, args.destination, args.kind)
     print(f"{path}: as in ptft-recipes {ptft_recipes.__version__}. To run it:\n")
     print("\n".join(f"    {command}" for command in commands))
 
@@ -216,7 +222,7 @@ def _completion(args: argparse.Namespace) -> None:
             elif action.metavar in ("DEST", "FILE", "SOURCE"):
                 action.complete = shtab.FILE
             elif action.dest == "name":
-                action.choices = [*recipe_files(), *config_files()]
+                action.choices = [name for kind in KINDS for name in shipped_files(kind)]
     print(shtab.complete(parser, shell=args.shell))
 
 

@@ -1,6 +1,7 @@
 """What an installation has and lacks, in plain words: versions, hardware, processes, the Hub, disk."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -58,9 +59,7 @@ def examine(accelerate_config: str | None = None, output_dir: str = "runs") -> I
         InputError: The configuration is no file, or none of Accelerate.
     """
     if accelerate_config is not None and not os.path.isfile(accelerate_config):
-        raise InputError(
-            f"--accelerate_config {accelerate_config}: no such file; `ptft ls --config` lists some to copy"
-        )
+        raise InputError(f"--accelerate_config {accelerate_config}: no such file; `ptft ls --accelerate` lists some")
     yield from _versions()
     try:
         import torch
@@ -170,15 +169,21 @@ def _processes(torch, config) -> tuple[list[dict[str, str]], Finding]:
     if asked is not None and (elsewhere := reaches_other_machines(asked)):
         return [], Finding("processes", f"{name}: not tried, because it {elsewhere}", "note")
     started, trouble = start_processes(file)
+    kind = getattr(asked, "distributed_type", "NO")
+    kind = getattr(kind, "value", kind)
     if not started:
-        return [], Finding("processes", f"{name} starts none: {trouble}", "wrong", "Mend the configuration.")
+        lacks = kind == "DEEPSPEED" and not importlib.util.find_spec("deepspeed")
+        remedy = "python -m pip install 'ptft-recipes[deepspeed]'" if lacks else "Mend the configuration."
+        return [], Finding("processes", f"{name} starts none: {trouble}", "wrong", remedy)
     count = len(started)
     found = f"{name} starts {count}"
+    if kind == "FSDP" and not torch.accelerator.is_available():
+        remedy = "The recipes refuse it here: `ptft cp --accelerate multi_cpu` is for CPUs"
+        return started, Finding("processes", f"{found}, and there are no GPUs to cut a model over", "wrong", remedy)
     if asked is not None and count != asked.num_processes:
-        kind = getattr(asked.distributed_type, "value", asked.distributed_type)
         remedy = (
             f"distributed_type {kind} does not start more, and says nothing. MULTI_GPU does, on CPUs with use_cpu: "
-            "true: `ptft cp --config multi_cpu`"
+            "true: `ptft cp --accelerate multi_cpu`"
         )
         return started, Finding("processes", f"{found}; it asks for {asked.num_processes}", "wrong", remedy)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -138,7 +138,8 @@ class GenerationTrainer(RecipeTrainer):
         texts = {name: value for name, value in inputs.items() if name not in ("labels", "decoder_input_ids")}
         # One autocast for the whole text: its casts of the weights are kept that long.
         with torch.no_grad(), self.compute_loss_context_manager():
-            written = self.accelerator.unwrap_model(model).generate(**texts)
+            # FSDP2 gathers layers in all processes: none may end its texts before the others.
+            written = self.accelerator.unwrap_model(model).generate(**texts, synced_gpus=self.is_fsdp_enabled or None)
         return loss, written, labels
 
     def predict_texts(self, dataset: Dataset) -> tuple[list[str], PredictionOutput]:

@@ -15,6 +15,7 @@ import torch
 from transformers import TrainerCallback
 
 import ptft_recipes
+from ptft_recipes.acceleration import engine_name
 from ptft_recipes.redaction import portable
 
 PACKAGES = ("transformers", "accelerate", "peft", "datasets", "evaluate", "tokenizers", "torch", "numpy")
@@ -42,6 +43,7 @@ def describe_environment(recipe: str, training_args) -> dict[str, Any]:
         "hardware": _gpu_name() if device == "cuda" else f"{_cpu_name()}, {os.cpu_count()} cores",
         "device": device,
         "processes": training_args.world_size,
+        "engine": engine_name(),
         "precision": {"no": "fp32"}.get(training_args.mixed_precision, training_args.mixed_precision),
     }
 

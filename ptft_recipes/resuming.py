@@ -41,7 +41,7 @@ MAY_CHANGE_PREFIXES = (
 )
 MAY_GROW = ("num_train_epochs", "max_steps")
 # Of `run`, besides its configuration: what the weights depend on, and what only their last bits do.
-COMPARED = ("recipe", "processes", "precision", "device")
+COMPARED = ("recipe", "processes", "engine", "precision", "device")
 NOTED = ("hardware", "versions")
 
 # The loader workers of a run that was killed hold its lock until they notice, which takes them 5 s.
@@ -274,7 +274,7 @@ def differences(then: dict[str, Any], now: dict[str, Any], may_grow: bool = True
         grown = may_grow and name in MAY_GROW and None not in pair and pair[1] > pair[0]
         if pair[0] != pair[1] and not grown and name not in MAY_CHANGE and not name.startswith(MAY_CHANGE_PREFIXES):
             changed[name] = pair
-    changed |= {name: (then[name], now[name]) for name in COMPARED if name in then and then[name] != now[name]}
+    changed |= {name: (then[name], now[name]) for name in COMPARED if name in then and then[name] != now.get(name)}
     if "data" in then and "data" in now:
         data = now["data"]["fingerprint"]
         if splits := [split for split in data if data[split] != then["data"].get(split)]:

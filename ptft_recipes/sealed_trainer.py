@@ -27,7 +27,7 @@ from ptft_recipes.modeling import digest_weights, non_finite_weights
 from ptft_recipes.reporting import write_yaml
 from ptft_recipes.resources import check_free_space, explain_full_disk, explain_out_of_memory
 from ptft_recipes.resuming import best_checkpoint, check_same_run, identify
-from ptft_recipes.sharding import cut_by_layers, whole_until_trained
+from ptft_recipes.sharding import cut_by_layers, tensors_only, whole_until_trained
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,6 @@ class SealedTrainer(Trainer):
             if self.args.should_save:
                 write_yaml(Path(self.args.output_dir, "config.yaml"), self.run["config"])
         check_free_space(self.model, self.args)
-        cut_by_layers(self)
         with self.stop, explain_out_of_memory(self.model, self.args):
             try:
                 output = super().train(*args, resume_from_checkpoint=checkpoint, **kwargs)
@@ -120,6 +119,15 @@ class SealedTrainer(Trainer):
         if state.global_step >= max_steps or (stopped_early and state.global_step < saved.max_steps):
             return num_train_epochs, 0  # nothing is left to train; Trainer would take one step more
         return position
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        cut_by_layers(self)
+        with _no_code(resume_from_checkpoint), tensors_only(self):  # an engine reads the weights here
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _load_best_model(self):
+        with _no_code(self.state.best_model_checkpoint), tensors_only(self):
+            super()._load_best_model()
 
     def create_optimizer(self, model=None):
         """Create the optimizer."""

@@ -23,7 +23,7 @@ from ptft_recipes.cli import build_parser, parse_args
 from ptft_recipes.data import DatasetArguments
 from ptft_recipes.errors import InputError, nearest, one_line
 from ptft_recipes.metrics import LOWER_IS_BETTER
-from ptft_recipes.shipped import find_recipe, recipe_files
+from ptft_recipes.shipped import find_recipe, shipped_files
 from ptft_recipes.yaml_files import mapping, place, read_yaml, scalar, scalars
 
 KEYS = (
@@ -183,7 +183,7 @@ def read_search(path: str | Path, recipes: str | Path, trials: int | None = None
 
 
 def _load_recipe(name: str, folder: Path, place: str) -> ModuleType:
-    shipped = {path for path in recipe_files() if path.startswith("finetune_")}
+    shipped = {path for path in shipped_files() if path.startswith("finetune_")}
     known = sorted({path.stem for path in folder.glob("finetune_*.py")} | shipped)
     file = find_recipe(name, folder)
     if not name.isidentifier() or not file.is_file():

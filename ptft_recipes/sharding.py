@@ -1,20 +1,65 @@
 """FSDP and DeepSpeed, which cut a model over the processes: what Trainer leaves undone with such a model."""
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 
 import torch
-from transformers import Trainer
+from accelerate.utils import patch_environment
+from transformers import Trainer, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from ptft_recipes.errors import InputError
 from ptft_recipes.optimization import LAYER
+
+# They read, keep or move single weights, of which a process has only a part, or not the one that the engine trains.
+WHOLE_ONLY = ("l2_sp", "mixout", "fgm", "merge_adapter")
+# What DeepSpeed writes into a checkpoint besides tensors.
+DEEPSPEED_CLASSES = {
+    "deepspeed.runtime.fp16.loss_scaler": ("LossScaler", "DynamicLossScaler"),
+    "deepspeed.runtime.zero.config": ("ZeroStageEnum",),
+    "deepspeed.utils.tensor_fragment": ("fragment_address",),
+}
+
+
+def check_options(trainer: Trainer, options) -> None:
+    """Refuse what would fail with a model that is cut, or do nothing without a word.
+
+    Args:
+        trainer: Before it trains.
+        options: The `TuningArguments`.
+
+    Raises:
+        InputError: There is such an option.
+    """
+    if options.gradual_unfreezing and trainer.args.world_size > 1:
+        raise InputError("--gradual_unfreezing: DistributedDataParallel cannot do it; use one process")
+    engine = "FSDP" if trainer.is_fsdp_enabled else "DeepSpeed" if trainer.is_deepspeed_enabled else ""
+    asked = [f"--{name}" for name in WHOLE_ONLY if getattr(options, name)]
+    asked += ["--tuning adalora"] if options.tuning.lower() == "adalora" else []
+    if engine and asked:
+        raise InputError(f"{asked[0]}: {engine} cuts the weights that it needs whole; use multi_gpu.yaml")
+
+
+def load_whole(training_args: TrainingArguments) -> None:
+    """Have models loaded whole in every process, and cut when training starts.
+
+    With ZeRO 3, transformers cuts a model as it is loaded, whatever `zero3_init_flag` says (accelerate 1.15.0). What
+    happens to its weights before training (counted, hashed, given new words or an adapter) would then find none.
+
+    Args:
+        training_args: As parsed; while there is a plugin for DeepSpeed in them, transformers finds it.
+    """
+    if training_args.deepspeed_plugin is not None:
+        unset_hf_deepspeed_config()
 
 
 def layer_classes(model: torch.nn.Module) -> list[str]:
-    """Return the names of the classes that a model stacks, e.g. `BertLayer`; none of a model that shares its layers."""
+    """Return the names of the classes that a model stacks, e.g. `BertLayer`; none where all layers are one."""
     names = {
         type(module).__name__
         for name, module in model.named_modules()
-        if (found := LAYER.search(f"{name}.")) and found.end() == len(name) + 1  # T5 has layers in its layers
+        if (found := LAYER.search(f".{name}.")) and found.end() == len(name) + 2  # T5 has layers in its layers
     }
     return sorted(names)
 
@@ -49,3 +94,22 @@ def whole_until_trained(trainer: Trainer) -> Iterator[None]:
         yield
     finally:
         trainer.is_fsdp_enabled, trainer.is_deepspeed_enabled = engines
+
+
+@contextlib.contextmanager
+def tensors_only(trainer: Trainer) -> Iterator[None]:
+    """Have a checkpoint of DeepSpeed read as those of Trainer are: without running what it says.
+
+    DeepSpeed reads its files by `torch.load(..., weights_only=False)` (0.19.8), which runs any code in them.
+
+    Args:
+        trainer: That reads a checkpoint.
+    """
+    if not trainer.is_deepspeed_enabled:
+        yield
+        return
+    classes = [
+        getattr(importlib.import_module(module), name) for module, names in DEEPSPEED_CLASSES.items() for name in names
+    ]
+    with patch_environment(torch_force_weights_only_load="1"), torch.serialization.safe_globals(classes):
+        yield

@@ -16,15 +16,22 @@ _PACKAGE = Path(__file__).parent
 FOLDER = _PACKAGE if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent
 
 
-def recipe_files() -> dict[str, Path]:
-    """Return the recipes of the installed version by their names."""
-    return {path.stem: path for path in sorted((FOLDER / "recipes").glob("*.py"))}
+# What is handed out, in words; all but recipes by a flag of this name.
+KINDS = {"recipe": "recipe", "config": "configuration", "accelerate": "Accelerate configuration"}
 
 
-def config_files() -> dict[str, Path]:
-    """Return the configurations of the installed version by their names, e.g. `finetune_cls/sst2`."""
-    files = [*(FOLDER / "recipes" / "configs").rglob("*.yaml"), *(FOLDER / "accelerate_configs").glob("*.*")]
-    return dict(sorted((f"{path.parent.name}/{path.stem}", path) for path in files))
+def shipped_files(kind: str = "recipe") -> dict[str, Path]:
+    """Return files of the installed version by their names.
+
+    Args:
+        kind: `recipe`; `config`, of a recipe, with names such as `finetune_cls/sst2`; `accelerate`, for
+            `accelerate launch --config_file`, and the script for SLURM.
+    """
+    if kind == "config":
+        files = (FOLDER / "recipes" / "configs").rglob("*.yaml")
+        return dict(sorted((f"{path.parent.name}/{path.stem}", path) for path in files))
+    files = FOLDER.glob("accelerate_configs/*.*" if kind == "accelerate" else "recipes/*.py")
+    return {path.stem: path for path in sorted(files)}
 
 
 def find_recipe(name: str, folder: str | Path) -> Path:
@@ -35,25 +42,27 @@ def find_recipe(name: str, folder: str | Path) -> Path:
         folder: That comes first: who copies one recipe may change what another one starts.
     """
     beside = Path(folder) / f"{name}.py"
-    shipped = recipe_files().get(name)
+    shipped = shipped_files().get(name)
     return beside if beside.is_file() or shipped is None else Path(os.path.relpath(shipped))
 
 
-def find_config(name: str) -> str:
-    """Return the full name of a configuration.
+def find_shipped(name: str, kind: str = "recipe") -> str:
+    """Return the full name of what travels with the library.
 
     Args:
-        name: The full one, or the part after the slash where that is unique; `.yaml` may follow.
+        name: The full one, or the part after the slash where that is unique; the suffix of the file may follow.
+        kind: As for `shipped_files`.
 
     Raises:
         InputError: There is none, or several have this name.
     """
-    known = config_files()
-    name = name.removesuffix(".yaml")
-    found = [full for full in known if name in (full, full.partition("/")[2])]
+    known = shipped_files(kind)
+    short = {full: full.rpartition("/")[2] for full in known}
+    found = [full for full, path in known.items() if name.removesuffix(path.suffix) in (full, short[full])]
     if not found:
-        hint = nearest(name, [*known, *(full.partition("/")[2] for full in known)])
-        raise InputError(f"no configuration {name!r:.60}{hint or '; `ptft ls --config` lists them'}")
+        flag = "" if kind == "recipe" else f" --{kind}"
+        hint = nearest(name, [*known, *short.values()]) or f"; `ptft ls{flag}` lists them"
+        raise InputError(f"no {KINDS[kind]} {name!r:.60}{hint}")
     if len(found) > 1:
         raise InputError(f"{name!r} is the name of several configurations; give one of {', '.join(found)}")
     return found[0]
@@ -70,13 +79,13 @@ def summary(path: Path) -> str:
     return re.split(r"(?<=\?) |\. ", comment)[0].rstrip(".")
 
 
-def copy_shipped(name: str, destination: str | Path | None = None, is_config: bool = False) -> tuple[Path, list[str]]:
+def copy_shipped(name: str, destination: str | Path | None = None, kind: str = "recipe") -> tuple[Path, list[str]]:
     """Write a recipe or configuration of the installed version, as it is, to a file of one's own.
 
     Args:
-        name: Of the recipe, or as for `find_config`.
+        name: As for `find_shipped`.
         destination: File, or folder that exists; by default a file of the same name in the working folder.
-        is_config: It is a configuration.
+        kind: As for `shipped_files`.
 
     Returns:
         The file, and the commands that run it.
@@ -84,16 +93,12 @@ def copy_shipped(name: str, destination: str | Path | None = None, is_config: bo
     Raises:
         InputError: There is nothing of this name, or the file cannot be written there, or would be in the way.
     """
-    if is_config:
-        source = config_files()[find_config(name)]
-    elif (source := recipe_files().get(name.removesuffix(".py"))) is None:
-        hint = nearest(name, recipe_files()) or "; `ptft ls` lists them"
-        raise InputError(f"no recipe {name!r:.60}{hint}")
+    source = shipped_files(kind)[find_shipped(name, kind)]
     path = Path(destination or source.name)
     path = path / source.name if path.is_dir() else path
     if path.suffix != source.suffix:
         raise InputError(f"{path}: the name must end in {source.suffix}")
-    if not is_config and not os.path.lexists(path) and _is_module(path.stem):
+    if kind == "recipe" and not os.path.lexists(path) and _is_module(path.stem):
         # `python evaluate.py` finds itself where a library imports the package `evaluate`.
         raise InputError(f"{path}: there is a module {path.stem!r}, which this file would hide; choose another name")
     try:
@@ -126,10 +131,14 @@ def _commands(source: Path, copy: Path) -> list[str]:
             words[i] = str(copy)
         elif (other := FOLDER / word).is_file():
             words[i] = other.name
-            is_recipe = other.suffix == ".py"
-            name = [other.stem] if is_recipe else ["--config", f"{other.parent.name}/{other.stem}"]
-            first += [] if Path(other.name).exists() else [["ptft", "cp", *name]]
+            first += [] if Path(other.name).exists() else [["ptft", "cp", *_name(other)]]
     return [shlex.join(command) for command in [*first, words]]
+
+
+def _name(path: Path) -> list[str]:
+    """Return the words behind `ptft cp` that copy a file."""
+    kind, name = next((kind, name) for kind in KINDS for name, file in shipped_files(kind).items() if file == path)
+    return [name] if kind == "recipe" else [f"--{kind}", name]
 
 
 def _with_default_files(words: list[str], text: str) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from ptft_recipes.errors import InputError, nearest
-from ptft_recipes.shipped import find_recipe, recipe_files
+from ptft_recipes.shipped import find_recipe, shipped_files
 from ptft_recipes.yaml_files import mapping, place, read_yaml, scalar, scalars
 
 KEYS = ("output_dir", "seeds", "baseline", "common", "arms")
@@ -125,7 +125,7 @@ def _recipe_file(name: str, recipes: str | Path | None, where: str) -> Path:
     if not name.endswith(".py") and recipes is not None:
         file = find_recipe(name, recipes)
     if recipes is not None and not file.is_file():
-        known = {path.stem for path in Path(recipes).glob("*.py")} | recipe_files().keys()
+        known = {path.stem for path in Path(recipes).glob("*.py")} | shipped_files().keys()
         raise InputError(f"{where}: no recipe {name!r:.60}{nearest(name, known)} ({file} is no file)")
     return file
 

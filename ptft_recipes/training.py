@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from peft import PeftModel, PeftType
-from transformers import ProgressCallback, TrainingArguments, default_data_collator
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments, default_data_collator
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import nested_concat
 from transformers.trainer_utils import HubStrategy, set_seed
 
@@ -40,6 +39,7 @@ from ptft_recipes.regularization import (
 )
 from ptft_recipes.resuming import claim_output_dir
 from ptft_recipes.sealed_trainer import SealedTrainer
+from ptft_recipes.sharding import check_options, load_whole
 from ptft_recipes.tuning import TuningArguments, count_parameters
 
 logger = logging.getLogger(__name__)
@@ -85,6 +85,7 @@ def start_run(
             callback()
         except (RuntimeError, ImportError) as error:
             raise InputError(f"--report_to: {error}") from error
+    load_whole(training_args)
     set_seed(training_args.seed)
     run = describe_environment(recipe, training_args) | {"base_model": base_model_name(model_args), "config": config}
     run |= {"base_model_hub_id": base_model_hub_id(model_args), "stock": model_args.stock}
@@ -162,6 +163,7 @@ class RecipeTrainer(SealedTrainer):
     def _apply_training_options(self, new_modules: Sequence[str], augment: Sequence[str]) -> None:
         """Hook in what `tuning_args` and `augment` ask of the loss and of the steps."""
         options = self.tuning_args
+        check_options(self, options)
         if augment:
             columns = self.train_dataset.column_names
             self.compute_loss_func = augment_batches(self.model, augment, options, self.plain_loss_func, columns)
@@ -173,8 +175,6 @@ class RecipeTrainer(SealedTrainer):
         if options.mixout:
             apply_mixout(self.model, options.mixout, new_modules)
         if options.gradual_unfreezing:
-            if self.args.world_size > 1:
-                raise InputError("--gradual_unfreezing: DistributedDataParallel cannot do it; use one process")
             self.add_callback(GradualUnfreezingCallback(self.model, options.gradual_unfreezing))
         if getattr(self.model, "peft_type", None) == PeftType.ADALORA:
             self.add_callback(AdaLoraCallback())

@@ -1,7 +1,7 @@
 """Starts a recipe with FSDP over CPUs: `fsdp_on_cpus.py RECIPE FLAGS`.
 
-accelerate chooses FSDP among GPUs only, though torch's own `fully_shard` works over gloo. A process group that is already
-there is left to stand, with `use_configured_state`, so what kind it is can be said before a recipe asks.
+accelerate chooses FSDP among GPUs only, though torch's own `fully_shard` works over gloo. With `use_configured_state`
+Trainer takes the processes as they are declared here.
 """
 
 import runpy

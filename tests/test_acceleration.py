@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ptft_recipes import cli
-from ptft_recipes.acceleration import LengthGroupedSampler, check_processes, has_native_bf16
+from ptft_recipes.acceleration import LengthGroupedSampler, check_processes, engine_name, has_native_bf16
 from ptft_recipes.cpu_kernels import use_cpu_kernels
 from ptft_recipes.errors import InputError
 
@@ -56,11 +56,41 @@ def test_one_process_where_several_were_asked_for_is_refused(launched):
         check_processes()
 
 
-@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED"])
-def test_a_model_is_not_cut_over_cpus(launched, engine):
-    launched(**LAUNCHED, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", **{f"ACCELERATE_USE_{engine}": "true"})
-    with pytest.raises(InputError, match=f"asks for {engine}, which accelerate has for GPUs only"):
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+ZERO |= {"ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true"}
+TWO = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.mark.parametrize(("engine", "environment"), [("fsdp2", FSDP), ("zero3", ZERO)])
+def test_a_model_is_not_cut_where_accelerate_would_train_whole_copies(launched, engine, environment):
+    launched(**LAUNCHED, **TWO, **environment)
+    with pytest.raises(InputError, match=f"asks for {engine}, for which accelerate wants GPUs"):
         check_processes(use_cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        (FSDP | {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "fsdp_state_dict_type: FULL_STATE_DICT"),
+        (ZERO | {"ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "false"}, "zero3_save_16bit_model: true"),
+    ],
+)
+def test_what_could_not_be_put_together_again_is_refused(launched, monkeypatch, environment, line):
+    launched(**LAUNCHED, **TWO, **environment)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    with pytest.raises(InputError, match=f"would save no model that from_pretrained reads; .* needs {line}"):
+        check_processes()
+
+
+@pytest.mark.parametrize(
+    ("environment", "engine"),
+    [({}, "none"), (TWO, "ddp"), (TWO | FSDP, "fsdp2"), (TWO | ZERO, "zero3"),
+     (TWO | ZERO | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, "deepspeed")],
+)  # fmt: skip
+def test_the_engine_is_as_the_launcher_says(launched, environment, engine):
+    launched(**LAUNCHED, **environment)
+    assert engine_name() == engine
 
 
 def test_more_processes_than_gpus_are_refused(launched, monkeypatch):

@@ -17,10 +17,8 @@ from ptft_recipes.search_space import read_search
 from ptft_recipes.study_files import read_study
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
-CONFIGS = {
-    f"{path.parent.name}/{path.stem}": path
-    for path in [*(ROOT / "recipes" / "configs").rglob("*.yaml"), *(ROOT / "accelerate_configs").glob("*.*")]
-}
+CONFIGS = {f"{path.parent.name}/{path.stem}": path for path in (ROOT / "recipes" / "configs").rglob("*.yaml")}
+ENGINES = {path.stem: path for path in (ROOT / "accelerate_configs").iterdir()}
 
 
 @pytest.fixture(autouse=True)
@@ -55,9 +53,23 @@ class TestLs:
         )
         assert "SST-2, sentiment of film reviews, from the Hub" in " ".join(told.split())
 
+    def test_it_names_every_configuration_of_accelerate_and_the_script_for_slurm(self, capsys):
+        assert main(["ls", "--accelerate"]) == 0
+        *told, empty, how = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in told if line[0] != " "] == sorted(ENGINES)
+        assert {"multi_cpu", "fsdp2", "slurm"} < ENGINES.keys()
+        assert "slurm                   Several machines under SLURM" in "\n".join(told)
+        assert (empty, how) == ("", "To copy one: ptft cp --accelerate NAME [DEST]")
+
     @pytest.mark.parametrize(
         "command",
-        [["ls"], ["ls", "--config"], ["--help"], *([name, "--help"] for name in ("cp", "doctor", "push-dataset"))],
+        [
+            ["ls"],
+            ["ls", "--config"],
+            ["ls", "--accelerate"],
+            ["--help"],
+            *([name, "--help"] for name in ("cp", "doctor", "push-dataset")),
+        ],
     )
     def test_it_reads_well_at_80_columns_and_without_colour(self, command, capsys):
         if "--help" in command:
@@ -102,6 +114,18 @@ class TestCp:
         assert file in command
         assert not [word for word in command if "/" in word]
 
+    @pytest.mark.parametrize("name", ENGINES)
+    def test_a_copied_configuration_of_accelerate_is_told_with_its_launch_line(self, name, capsys, empty_folder):
+        file = ENGINES[name].name
+        assert main(["cp", "--accelerate", name]) == 0
+        assert (empty_folder / file).read_bytes() == ENGINES[name].read_bytes()
+        first, command = commands_in(capsys.readouterr().out)
+        assert first == ["ptft", "cp", "finetune_cls"]
+        assert command[:2] == (["sbatch", file] if name == "slurm" else ["accelerate", "launch"])
+        assert file in command
+        assert command[-1] == "finetune_cls.py"
+        assert main(["cp", "--accelerate", file, f"other{ENGINES[name].suffix}"]) == 0, "with its suffix too"
+
     def test_nothing_is_overwritten(self, capsys, empty_folder):
         (empty_folder / "mine.py").write_text("# mine")
         (empty_folder / "link.py").symlink_to(empty_folder / "nowhere")
@@ -142,6 +166,10 @@ class TestCp:
                 "'aclsum_roles' is the name of several configurations; give one of finetune_cls/aclsum_roles, "
                 "run_study/aclsum_roles, search_hyperparameters/aclsum_roles",
             ),
+            (["--accelerate", "multi_gp"], "no Accelerate configuration 'multi_gp'; did you mean 'multi_gpu'?"),
+            (["--accelerate", "xyz"], "no Accelerate configuration 'xyz'; `ptft ls --accelerate` lists them"),
+            (["--accelerate", "slurm.yaml"], "no Accelerate configuration 'slurm.yaml'; `ptft ls --accelerate` lists"),
+            (["--accelerate", "cpu", "mine.sbatch"], "mine.sbatch: the name must end in .yaml"),
             (["finetune_cls", "mine"], "mine: the name must end in .py"),
             (["finetune_cls", "none/mine.py"], "none/mine.py: cannot be written: No such file or directory"),
             (["evaluate_checkpoint", "evaluate.py"], "evaluate.py: there is a module 'evaluate', which this file"),
@@ -183,6 +211,7 @@ class TestEnds:
             (["xyz"], "no command 'xyz'; there are ls, cp, doctor, push, push-dataset, space, completion"),
             ([], "required: COMMAND"),
             (["cp"], "required: NAME"),
+            (["cp", "--config", "--accelerate", "cpu"], "--accelerate: not allowed with argument --config"),
             (["completion", "fish"], "invalid choice: 'fish'"),
         ],
     )
@@ -249,13 +278,14 @@ class TestCompletion:
         pytest.importorskip("shtab")
         assert main(["completion", shell]) == 0
         script = capsys.readouterr().out
-        for word in ("doctor", "finetune_cls", "finetune_cls/sst2", "--accelerate_config"):
+        for word in ("doctor", "finetune_cls", "finetune_cls/sst2", "fsdp2", "--accelerate", "--accelerate_config"):
             assert word in script
 
     def test_bash_completes_with_it(self, capsys):
         pytest.importorskip("shtab")
         main(["completion", "bash"])
-        asked = [["pu"], ["cp", "finetune_t"], ["cp", "--config", "finetune_cls/ss"], ["push-dataset", "x", "--ta"]]
+        asked = [["pu"], ["cp", "finetune_t"], ["cp", "--config", "finetune_cls/ss"], ["cp", "--accelerate", "slu"]]
+        asked += [["push-dataset", "x", "--ta"]]
         lines = [f"COMP_WORDS=(ptft {' '.join(words)}) COMP_CWORD={len(words)}; tell" for words in asked]
         tell = 'tell() { COMPREPLY=(); _shtab_ptft; (IFS=,; echo "${COMPREPLY[*]}"); }; complete -p ptft'
         script = "\n".join([capsys.readouterr().out, tell, *lines])
@@ -264,7 +294,7 @@ class TestCompletion:
         assert first.endswith("-F _shtab_ptft ptft")
         assert told[0] == "push,push-dataset"
         assert told[1].split(",")[0] == "finetune_token_cls"
-        assert told[2:] == ["finetune_cls/sst2", "--task"]
+        assert told[2:] == ["finetune_cls/sst2", "slurm", "--task"]
 
     def test_without_the_library_it_says_how_to_get_it(self, monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, "shtab", None)

@@ -46,7 +46,7 @@ class TestProcesses:
         assert len(started) == 1
         assert (finding.state, finding.found) == ("wrong", f"{file} starts 1; it asks for 2")
         assert "distributed_type MULTI_CPU does not start more" in finding.remedy
-        assert "ptft cp --config multi_cpu" in finding.remedy
+        assert "ptft cp --accelerate multi_cpu" in finding.remedy
 
     @pytest.mark.slow
     @pytest.mark.parametrize(("name", "count"), [("multi_cpu", 2), ("cpu", 1), ("single_gpu", 1), ("multi_gpu", 2)])
@@ -104,7 +104,7 @@ class TestProcesses:
 
     def test_a_file_that_is_none_of_accelerate_is_refused(self, tmp_path, capsys):
         assert main(["doctor", "--accelerate_config", str(tmp_path / "none.yaml")]) == 2
-        assert "no such file; `ptft ls --config` lists some" in capsys.readouterr().err
+        assert "no such file; `ptft ls --accelerate` lists some" in capsys.readouterr().err
         (tmp_path / "odd.yaml").write_text("learning_rate: 1\n")
         with pytest.raises(ValueError, match=r"odd\.yaml: .*`accelerate config` writes a new one"):
             processes.read_accelerate_config(str(tmp_path / "odd.yaml"))

@@ -8,7 +8,7 @@ from conftest import ROOT, argument_types, load_recipe
 
 from ptft_recipes.cli import parse_args
 from ptft_recipes.commands import build_parser
-from ptft_recipes.shipped import find_config, recipe_files
+from ptft_recipes.shipped import find_shipped
 
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "recipes/README.md")]
 
@@ -63,7 +63,7 @@ def test_a_documented_command_of_ptft_parses(command):
     arguments = command[1 : command.index(">") if ">" in command else None]
     args = build_parser().parse_args(arguments)
     if args.command == "cp":
-        assert find_config(args.name) if args.config else args.name in recipe_files()
+        assert find_shipped(args.name, args.kind)
     assert not getattr(args, "accelerate_config", None) or (ROOT / args.accelerate_config).exists()
 
 
