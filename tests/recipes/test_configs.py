@@ -2,15 +2,21 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from functools import partial
 
+import accelerate.commands.launch
 import pytest
 import yaml
+from accelerate import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import launch_command_parser
+from accelerate.commands.launch import launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from conftest import ROOT, argument_types, load_recipe
 
+from ptft_recipes.acceleration import check_processes, engine_name
 from ptft_recipes.cli import parse_args
 from ptft_recipes.search_space import read_search
 from ptft_recipes.studies import check_cells, plan_cells
@@ -27,7 +33,9 @@ def test_there_are_configs_to_test():
     assert len(CONFIGS) >= 3
     assert len(STUDIES) >= 1
     assert len(SEARCHES) >= 1
-    assert [path.stem for path in ACCELERATE_CONFIGS] == ["cpu", "multi_cpu", "multi_gpu", "multi_node", "single_gpu"]
+    engines = ["deepspeed_zero2", "deepspeed_zero3", "fsdp2"]
+    whole = ["cpu", "multi_cpu", "multi_gpu", "multi_node", "single_gpu"]
+    assert [path.stem for path in ACCELERATE_CONFIGS] == sorted([*engines, *whole])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -83,12 +91,77 @@ def test_the_slurm_script_starts_a_launcher_per_machine(tmp_path):
         assert [args.training_script, *args.training_script_args] == ["my.py", "--output_dir", "a_b"]
 
 
+LAUNCHERS = ("simple_launcher", "multi_gpu_launcher", "deepspeed_launcher")
+
+
+def launched_as(name, monkeypatch):
+    """Return which launcher `accelerate launch` chooses for the line in the header of a file, and what it is given."""
+    path, chosen = ROOT / "accelerate_configs" / f"{name}.yaml", []
+    (line,) = re.findall(
+        rf"^#   (accelerate launch --config_file accelerate_configs/{name}.yaml .*)$", path.read_text(), re.M
+    )
+    monkeypatch.chdir(ROOT)
+    for launcher in LAUNCHERS:
+        monkeypatch.setattr(accelerate.commands.launch, launcher, partial(lambda *told: chosen.append(told), launcher))
+    launch_command(launch_command_parser().parse_args(shlex.split(line)[2:]))
+    ((launcher, args),) = chosen
+    args.main_process_port = 0
+    return launcher, args
+
+
 @pytest.mark.parametrize("path", ACCELERATE_CONFIGS, ids=lambda path: path.stem)
-def test_an_accelerate_config_is_read_by_accelerate(path):
+def test_an_accelerate_config_is_read_by_accelerate(path, monkeypatch):
     config = load_config_from_file(str(path))
-    assert (config.num_processes > 1) == path.stem.startswith("multi")
+    assert (config.num_processes > 1) == (path.stem not in ("cpu", "single_gpu"))
     assert config.use_cpu == path.stem.endswith("cpu")
-    assert re.search(rf"^#   accelerate launch --config_file accelerate_configs/{path.name} ", path.read_text(), re.M)
+    launcher, args = launched_as(path.stem, monkeypatch)
+    own = {"cpu": "simple", "single_gpu": "simple", "deepspeed_zero2": "deepspeed", "deepspeed_zero3": "deepspeed"}
+    assert launcher == f"{own.get(path.stem, 'multi_gpu')}_launcher"
+    assert args.use_fsdp == (path.stem == "fsdp2")
+    assert args.training_script == "recipes/finetune_cls.py"
+    assert args.mixed_precision == "no", "it is the recipe's"
+    assert args.num_machines == (2 if path.stem == "multi_node" else 1)
+
+
+def test_fsdp2_comes_to_the_processes_as_it_is_written(monkeypatch):
+    _, args = launched_as("fsdp2", monkeypatch)
+    for name, value in prepare_multi_gpu_env(args).items():
+        monkeypatch.setenv(name, value)
+    assert engine_name() == "fsdp2"
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    check_processes()
+    plugin = FullyShardedDataParallelPlugin()
+    assert (plugin.fsdp_version, plugin.reshard_after_forward, plugin.activation_checkpointing) == (2, True, False)
+    assert plugin.state_dict_type.name == "FULL_STATE_DICT"
+    assert plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
+    assert plugin.transformer_cls_names_to_wrap is None, "else they would have to be in every model"
+    assert not plugin.cpu_ram_efficient_loading
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_comes_to_the_processes_as_it_is_written(stage, monkeypatch):
+    _, args = launched_as(f"deepspeed_zero{stage}", monkeypatch)
+    for name, value in prepare_deepspeed_cmd_env(args)[1].items():
+        monkeypatch.setenv(name, value)
+    assert engine_name() == f"zero{stage}"
+    check_processes()
+    config = DeepSpeedPlugin().deepspeed_config
+    assert config["zero_optimization"]["stage"] == stage
+    assert config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] == (stage == 3)
+    assert config["gradient_accumulation_steps"] == config["gradient_clipping"] == "auto", "they are the recipe's"
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_takes_its_configuration_by_its_own_schema(stage, monkeypatch):
+    schema = pytest.importorskip("deepspeed.runtime.zero.config")
+    _, args = launched_as(f"deepspeed_zero{stage}", monkeypatch)
+    for name, value in prepare_deepspeed_cmd_env(args)[1].items():
+        monkeypatch.setenv(name, value)
+    config = DeepSpeedPlugin().deepspeed_config["zero_optimization"]
+    checked = schema.DeepSpeedZeroConfig(**config)
+    assert (int(checked.stage), checked.gather_16bit_weights_on_model_save) == (stage, stage == 3)
+    with pytest.raises(ValueError, match="stag3"):
+        schema.DeepSpeedZeroConfig(**config, stag3=1)
 
 
 def launch(config, tmp_path, checkpoint, topics, *flags):
@@ -111,6 +184,18 @@ def test_multi_cpu_trains_with_two_processes_and_scores_every_row_once(tmp_path,
     assert done.stdout.count("labels: markets") == 1, "one process speaks"
     one = run_cls(max_steps=8, learning_rate=1e-4, per_device_train_batch_size=8, output_dir=tmp_path / "one")
     assert one["run"]["steps"] == two["run"]["steps"]
+    assert len((tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()) == 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "processes"), [("cpu", 1), ("multi_cpu", 4)])
+def test_one_and_four_processes_score_every_row_once_too(name, processes, tmp_path, checkpoint, topics):
+    config = ROOT / "accelerate_configs" / f"{name}.yaml"
+    done = launch(config, tmp_path, checkpoint, topics, "--num_processes", str(processes))
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = yaml.safe_load((tmp_path / "run" / "results.json").read_text())
+    assert (results["run"]["processes"], results["metrics"]["accuracy"]["n"]) == (processes, 64)
+    assert results["run"]["engine"] == ("none" if processes == 1 else "ddp")
     assert len((tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()) == 64
 
 
