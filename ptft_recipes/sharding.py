@@ -72,10 +72,20 @@ def cut_by_layers(trainer: Trainer) -> None:
 
     Args:
         trainer: Before it trains.
+
+    Raises:
+        InputError: More modules than input and output share the embeddings, as in most encoder-decoders: accelerate
+            cuts these two together, and FSDP2 fails at the next one.
     """
-    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    if plugin is not None and plugin.transformer_cls_names_to_wrap is None:
-        plugin.transformer_cls_names_to_wrap = layer_classes(trainer.model)
+    plugin, model = getattr(trainer.accelerator.state, "fsdp_plugin", None), trainer.model
+    if plugin is None:
+        return
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    shared = [name for name, m in model.named_modules() if getattr(m, "weight", None) is ends[0].weight]
+    if plugin.fsdp_version == 2 and any(model.get_submodule(name) not in ends for name in shared):
+        raise InputError(f"FSDP2 cannot cut embeddings that {', '.join(shared)} share; use deepspeed_zero3.yaml")
+    if plugin.transformer_cls_names_to_wrap is None:
+        plugin.transformer_cls_names_to_wrap = layer_classes(model)
 
 
 @contextlib.contextmanager

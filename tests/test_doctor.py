@@ -2,6 +2,7 @@
 
 import http.server
 import importlib.metadata
+import importlib.util
 import json
 import os
 import sys
@@ -101,6 +102,30 @@ class TestProcesses:
         _, finding = doctor._processes(torch, processes.read_accelerate_config(file))
         assert finding.state == state
         assert told in finding.remedy
+
+    def test_a_model_that_would_be_cut_over_cpus_is_wrong(self, monkeypatch):
+        monkeypatch.setattr(processes, "start_processes", lambda file: ([LAUNCHED] * 2, ""))
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+        file = str(ROOT / "accelerate_configs" / "fsdp2.yaml")
+        _, finding = doctor._processes(torch, processes.read_accelerate_config(file))
+        assert finding.state == "wrong"
+        assert finding.found == f"{file} starts 2, and there are no GPUs to cut a model over"
+        assert "ptft cp --accelerate multi_cpu" in finding.remedy
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+        _, finding = doctor._processes(torch, processes.read_accelerate_config(file))
+        assert finding == Finding("processes", f"{file} starts 2")
+
+    @pytest.mark.parametrize("stage", [2, 3])
+    def test_deepspeed_that_is_not_installed_is_named(self, stage, monkeypatch):
+        monkeypatch.setattr(processes, "start_processes", lambda file: ([], "ImportError: DeepSpeed is not installed"))
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        file = str(ROOT / "accelerate_configs" / f"deepspeed_zero{stage}.yaml")
+        _, finding = doctor._processes(torch, processes.read_accelerate_config(file))
+        assert (finding.state, finding.found) == (
+            "wrong",
+            f"{file} starts none: ImportError: DeepSpeed is not installed",
+        )
+        assert finding.remedy == "python -m pip install 'ptft-recipes[deepspeed]'"
 
     def test_a_file_that_is_none_of_accelerate_is_refused(self, tmp_path, capsys):
         assert main(["doctor", "--accelerate_config", str(tmp_path / "none.yaml")]) == 2

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ENCODER_DECODERS, tiny_config
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 from transformers.integrations import deepspeed as integration
 
 from ptft_recipes import sharding
@@ -44,16 +44,28 @@ def test_the_layers_of_a_model_are_found_and_its_embeddings_are_not_among_them(f
     assert not [m for m in model.modules() if type(m).__name__ in expected and embeddings in m.modules()]
 
 
+def fsdp_trainer(model, **plugin):
+    plugin = SimpleNamespace(**{"fsdp_version": 2, "transformer_cls_names_to_wrap": None} | plugin)
+    return SimpleNamespace(accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)), model=model)
+
+
 def test_classes_that_the_configuration_names_stay():
-    plugin = SimpleNamespace(transformer_cls_names_to_wrap=None)
-    trainer = SimpleNamespace(
-        accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)), model=tiny_model("bert")
-    )
-    cut_by_layers(trainer)
-    assert plugin.transformer_cls_names_to_wrap == ["BertLayer"]
-    plugin.transformer_cls_names_to_wrap = ["BertPooler"]
-    cut_by_layers(trainer)
-    assert plugin.transformer_cls_names_to_wrap == ["BertPooler"]
+    for named, expected in ((None, ["BertLayer"]), (["BertPooler"], ["BertPooler"])):
+        trainer = fsdp_trainer(tiny_model("bert"), transformer_cls_names_to_wrap=named)
+        cut_by_layers(trainer)
+        assert trainer.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap == expected
+
+
+def test_embeddings_that_encoder_and_decoder_share_are_refused_before_fsdp2_fails():
+    model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model("t5", vocab_size=30, **ENCODER_DECODERS["t5"]))
+    with pytest.raises(
+        InputError, match=r"embeddings that shared, encoder\.embed_tokens, .* share; use deepspeed_zero3"
+    ):
+        cut_by_layers(fsdp_trainer(model))
+    cut_by_layers(fsdp_trainer(model, fsdp_version=1))
+    tied = AutoModelForMaskedLM.from_config(tiny_config("bert", 30))
+    assert tied.get_input_embeddings().weight is tied.get_output_embeddings().weight
+    cut_by_layers(fsdp_trainer(tied))
 
 
 @pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])
