@@ -50,12 +50,14 @@ def check_processes(use_cpu: bool = False) -> None:
             "accelerate_configs/multi_cpu.yaml` (distributed_type: MULTI_GPU with use_cpu: true). If you want one "
             "process, unset MASTER_ADDR"
         )
-    on_cpu, engine = use_cpu or not torch.accelerator.is_available(), engine_name()
-    if (on_cpu and engine.startswith("fsdp")) or (use_cpu and engine.startswith("zero")):
+    engine, has_gpu = engine_name(), torch.accelerator.is_available()
+    if engine.startswith("fsdp") and (use_cpu or not has_gpu):
         raise InputError(
-            f"the configuration asks for {engine}, for which accelerate wants GPUs: here it would train whole copies "
-            "and say nothing. Use accelerate_configs/multi_cpu.yaml"
+            f"the configuration asks for {engine}, which accelerate has for GPUs only: here it would train whole "
+            "copies and say nothing. Use accelerate_configs/multi_cpu.yaml"
         )
+    if engine.startswith(("zero", "deepspeed")) and use_cpu and has_gpu:
+        raise InputError("DeepSpeed takes the GPUs of this machine; leave out --use_cpu true, or use multi_cpu.yaml")
     for name, variable, wanted, line in (
         ("fsdp2", "FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT", "fsdp_state_dict_type: FULL_STATE_DICT"),
         ("zero3", "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "true", "zero3_save_16bit_model: true"),

@@ -16,6 +16,7 @@ from ptft_recipes.errors import InputError
 from ptft_recipes.evaluation import predicts_test_split, report_test_split
 from ptft_recipes.generation_kwargs import parse_generation_kwargs
 from ptft_recipes.perplexity import STATISTICS, before_and_after, masked_lm_metrics
+from ptft_recipes.sharding import is_cut
 from ptft_recipes.text_metrics import text_metrics, text_statistics
 
 SCORED = ("rouge1", "rouge2", "rougeL")
@@ -106,6 +107,10 @@ def write_completions(trainer, dataset: Dataset, config: GenerationConfig, run: 
     """
     if not predicts_test_split(run):
         return None
+    if is_cut(trainer):  # told before training: completions are written then too
+        raise InputError(
+            "each process writes completions on its own, with a whole model; use multi_gpu.yaml or ZeRO 2"
+        )
     start, args = time.monotonic(), trainer.args
     columns = ["input_ids", "labels", "length"]
     statistics = trainer.predict(dataset.select_columns(columns)).predictions

@@ -121,8 +121,8 @@ class SealedTrainer(Trainer):
         return position
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
-        cut_by_layers(self)
-        with _no_code(resume_from_checkpoint), tensors_only(self):  # an engine reads the weights here
+        # An engine reads the weights of a checkpoint here.
+        with cut_by_layers(self), _no_code(resume_from_checkpoint), tensors_only(self):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _load_best_model(self):

@@ -5,7 +5,8 @@ import importlib
 from collections.abc import Iterator
 
 import torch
-from accelerate.utils import patch_environment
+from accelerate.utils import FullyShardedDataParallelPlugin, patch_environment
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -20,6 +21,16 @@ DEEPSPEED_CLASSES = {
     "deepspeed.runtime.zero.config": ("ZeroStageEnum",),
     "deepspeed.utils.tensor_fragment": ("fragment_address",),
 }
+
+
+def is_cut(trainer: Trainer) -> bool:
+    """Tell whether training leaves no process with a whole model: one alone could not even compute with it.
+
+    Args:
+        trainer: Before or after training.
+    """
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    return trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
 
 
 def check_options(trainer: Trainer, options) -> None:
@@ -64,28 +75,52 @@ def layer_classes(model: torch.nn.Module) -> list[str]:
     return sorted(names)
 
 
-def cut_by_layers(trainer: Trainer) -> None:
+@contextlib.contextmanager
+def cut_by_layers(trainer: Trainer) -> Iterator[None]:
     """Have FSDP gather the model layer by layer, unless the configuration names the classes to cut at.
 
     accelerate takes `_no_split_modules` for them: many encoders have none, and those that have name their embeddings
-    too, which FSDP2 cuts once more and fails (1.15.0).
+    too, which FSDP2 cuts once more and fails (1.15.0). It fails likewise where a third module holds a weight of the
+    embeddings or of the output, as the bias of the output in BERT's head.
 
     Args:
-        trainer: Before it trains.
+        trainer: That is about to hand its model to the engine.
 
     Raises:
-        InputError: More modules than input and output share the embeddings, as in most encoder-decoders: accelerate
-            cuts these two together, and FSDP2 fails at the next one.
+        InputError: Encoder and decoder share their embeddings, which FSDP2 cannot cut.
     """
     plugin, model = getattr(trainer.accelerator.state, "fsdp_plugin", None), trainer.model
     if plugin is None:
+        yield
         return
-    ends = model.get_input_embeddings(), model.get_output_embeddings()
-    shared = [name for name, m in model.named_modules() if getattr(m, "weight", None) is ends[0].weight]
-    if plugin.fsdp_version == 2 and any(model.get_submodule(name) not in ends for name in shared):
-        raise InputError(f"FSDP2 cannot cut embeddings that {', '.join(shared)} share; use deepspeed_zero3.yaml")
     if plugin.transformer_cls_names_to_wrap is None:
         plugin.transformer_cls_names_to_wrap = layer_classes(model)
+    is_cut = plugin.fsdp_version == 2 and _cut_ends_together(model, plugin)
+    if is_cut:
+        model.get_output_embeddings = lambda: None  # accelerate would cut it once more
+    try:
+        yield
+    finally:
+        if is_cut:
+            del model.get_output_embeddings
+
+
+def _cut_ends_together(model: torch.nn.Module, plugin: FullyShardedDataParallelPlugin) -> bool:
+    """Make one group of embeddings, output and what else holds a weight of theirs; say whether there was such."""
+    ends = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
+    weights = {id(weight) for module in ends for weight in module.parameters(recurse=False)}
+    holders = {
+        name: module
+        for name, module in model.named_modules()
+        if module not in ends and weights & {id(weight) for weight in module.parameters(recurse=False)}
+    }
+    if any(isinstance(module, torch.nn.Embedding) for module in holders.values()):
+        raise InputError(f"FSDP2 cannot cut embeddings that {', '.join(holders)} share; use deepspeed_zero3.yaml")
+    if holders:
+        policy = plugin.mixed_precision_policy or MixedPrecisionPolicy()
+        kwargs = {"mp_policy": policy, "offload_policy": plugin.cpu_offload, "reshard_after_forward": False}
+        fully_shard([*ends, *holders.values()], **kwargs)
+    return bool(holders)
 
 
 @contextlib.contextmanager

@@ -62,10 +62,21 @@ ZERO |= {"ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true"}
 TWO = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
 
 
-@pytest.mark.parametrize(("engine", "environment"), [("fsdp2", FSDP), ("zero3", ZERO)])
-def test_a_model_is_not_cut_where_accelerate_would_train_whole_copies(launched, engine, environment):
-    launched(**LAUNCHED, **TWO, **environment)
-    with pytest.raises(InputError, match=f"asks for {engine}, for which accelerate wants GPUs"):
+@pytest.mark.parametrize("use_cpu", [False, True])
+def test_fsdp_is_refused_where_accelerate_would_train_whole_copies(launched, monkeypatch, use_cpu):
+    launched(**LAUNCHED, **TWO, **FSDP)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: use_cpu)
+    with pytest.raises(InputError, match="asks for fsdp2, which accelerate has for GPUs only"):
+        check_processes(use_cpu)
+
+
+def test_deepspeed_runs_on_cpus_and_not_beside_gpus(launched, monkeypatch):
+    launched(**LAUNCHED, **TWO, **ZERO)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    check_processes(use_cpu=True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    check_processes()
+    with pytest.raises(InputError, match="DeepSpeed takes the GPUs of this machine; leave out --use_cpu true"):
         check_processes(use_cpu=True)
 
 

@@ -11,7 +11,14 @@ from transformers.integrations import deepspeed as integration
 
 from ptft_recipes import sharding
 from ptft_recipes.errors import InputError
-from ptft_recipes.sharding import check_options, cut_by_layers, layer_classes, tensors_only, whole_until_trained
+from ptft_recipes.sharding import (
+    check_options,
+    cut_by_layers,
+    is_cut,
+    layer_classes,
+    tensors_only,
+    whole_until_trained,
+)
 from ptft_recipes.tuning import TuningArguments
 
 
@@ -52,20 +59,33 @@ def fsdp_trainer(model, **plugin):
 def test_classes_that_the_configuration_names_stay():
     for named, expected in ((None, ["BertLayer"]), (["BertPooler"], ["BertPooler"])):
         trainer = fsdp_trainer(tiny_model("bert"), transformer_cls_names_to_wrap=named)
-        cut_by_layers(trainer)
+        with cut_by_layers(trainer):
+            assert trainer.model.get_output_embeddings() is None, "there is none"
         assert trainer.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap == expected
 
 
 def test_embeddings_that_encoder_and_decoder_share_are_refused_before_fsdp2_fails():
     model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model("t5", vocab_size=30, **ENCODER_DECODERS["t5"]))
-    with pytest.raises(
-        InputError, match=r"embeddings that shared, encoder\.embed_tokens, .* share; use deepspeed_zero3"
-    ):
-        cut_by_layers(fsdp_trainer(model))
-    cut_by_layers(fsdp_trainer(model, fsdp_version=1))
-    tied = AutoModelForMaskedLM.from_config(tiny_config("bert", 30))
-    assert tied.get_input_embeddings().weight is tied.get_output_embeddings().weight
-    cut_by_layers(fsdp_trainer(tied))
+    told = r"cut embeddings that encoder\.embed_tokens, decoder\.embed_tokens share; use deepspeed_zero3"
+    with pytest.raises(InputError, match=told), cut_by_layers(fsdp_trainer(model)):
+        pass
+    with cut_by_layers(fsdp_trainer(model, fsdp_version=1)):
+        assert model.get_output_embeddings() is model.lm_head
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_a_head_that_holds_the_bias_of_the_output_is_cut_together_with_it(family, monkeypatch):
+    model, groups = AutoModelForMaskedLM.from_config(tiny_config(family, 30)), []
+    monkeypatch.setattr(sharding, "fully_shard", lambda modules, **kwargs: groups.append(modules))
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    with cut_by_layers(fsdp_trainer(model, mixed_precision_policy=None, cpu_offload=None)):
+        if family == "bert":
+            assert groups == [[*ends, model.cls.predictions]]
+            assert model.get_output_embeddings() is None
+        else:  # accelerate cuts these two together itself
+            assert groups == []
+            assert model.get_output_embeddings() is ends[1]
+    assert model.get_output_embeddings() is ends[1]
 
 
 @pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])
@@ -89,6 +109,16 @@ def test_what_needs_whole_weights_is_refused(engine, options, told):
         check_options(trainer, TuningArguments(**options))
     trainer.is_fsdp_enabled = trainer.is_deepspeed_enabled = False
     check_options(trainer, TuningArguments(**options))
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "plugin", "expected"),
+    [(True, None, True), (False, None, False), (False, 2, False), (False, 3, True)],
+)
+def test_a_process_has_a_whole_model_but_under_fsdp_and_zero_3(fsdp, plugin, expected):
+    state = SimpleNamespace(deepspeed_plugin=plugin and SimpleNamespace(zero_stage=plugin))
+    trainer = SimpleNamespace(is_fsdp_enabled=fsdp, accelerator=SimpleNamespace(state=state))
+    assert is_cut(trainer) == expected
 
 
 def test_until_there_is_an_optimizer_a_model_is_evaluated_whole():
