@@ -30,10 +30,11 @@ class LeavesOutRepeatedRows:
 
     def _without_repeated_labels(self, batch):
         if self.accelerator.gradient_state.end_of_dataloader and (rows := self.rows_per_epoch()) is not None:
+            size = len(batch["labels"])
             # Not accelerate's own remainder: it counts the rows of the data set, of which an epoch may read others.
-            remainder = rows % (self.args.train_batch_size * self.args.world_size)
+            first = self._rows_of_last_batch(size, rows % (size * self.args.world_size))
             for name, value in self.no_label.items():
-                batch[name][self._rows_of_last_batch(len(batch[name]), remainder) :] = value
+                batch[name][first:] = value
         return batch
 
     def _rows_not_repeated(self, rows: int) -> int:
