@@ -174,7 +174,7 @@ def gap_statistics(outputs: tuple[torch.Tensor, torch.Tensor], labels: torch.Ten
         `[batch, 6]` float64: `masked_lm_statistics` of all labels, then of those that are hidden.
     """
     logits, hidden = outputs
-    in_gaps = labels.masked_fill(~hidden, -100)
+    in_gaps = labels.masked_fill(hidden != 1, -100)  # numbers where accelerate has padded one process to another
     return torch.hstack([masked_lm_statistics(logits[wanted != -100], wanted) for wanted in (labels, in_gaps)])
 
 

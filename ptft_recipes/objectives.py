@@ -25,8 +25,8 @@ def classification_loss(
 
     Args:
         outputs: With `logits` `[batch, labels]`, or `[batch, length, labels]` for a label per token.
-        labels: `[batch]` or `[batch, length]` class numbers, -100 for one to leave out; `[batch, labels]` of 0 and 1;
-            or `[batch]` floats.
+        labels: `[batch]` or `[batch, length]` class numbers; `[batch, labels]` of 0 and 1; or `[batch]` floats; -100
+            for one to leave out.
         num_items_in_batch: Number of label values other than -100 in the whole optimizer step, over all accumulated
             batches and all processes, as Trainer counts them; the number in `labels` when None.
         problem_type: As in `PreTrainedConfig.problem_type`.
@@ -47,10 +47,11 @@ def classification_loss(
     if problem_type == REGRESSION:
         if label_smoothing or weights is not None:
             raise InputError("--class_weights, --label_smoothing_factor: regression has no classes to weigh or smooth")
-        total = F.mse_loss(logits.reshape(labels.shape), labels.float(), reduction="sum")
+        total = ((logits.reshape(labels.shape) - labels.float()).square() * (labels != -100)).sum()
     elif problem_type == MULTI:
         targets = labels.float() * (1 - label_smoothing) + 0.5 * label_smoothing
-        total = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="sum")
+        kept = {"weight": (labels != -100).float(), "pos_weight": weights}
+        total = F.binary_cross_entropy_with_logits(logits, targets, **kept, reduction="sum")
     else:
         flat = logits.flatten(0, -2), labels.flatten()
         total = F.cross_entropy(*flat, weight=weights, reduction="sum", label_smoothing=label_smoothing)
@@ -94,7 +95,7 @@ def span_loss(
     Args:
         outputs: With `start_logits` and `end_logits` `[batch, length]`.
         labels: `[batch, 4]` positions: of the answer's first and last token, 0 twice for no answer; of the context's
-            first token, and of what comes behind its last.
+            first token, and of what comes behind its last. -100 everywhere in a row to leave out.
         num_items_in_batch: Number of values of all labels of the optimizer step, as Trainer counts them: four a row.
         label_smoothing: Share of the target that is spread evenly over all tokens that there are to choose from.
 
@@ -104,17 +105,18 @@ def span_loss(
     Source: Devlin et al., BERT (2019), sections 4.2 and 4.3.
     """
     begin, end = labels[:, 2:3], labels[:, 3:4]
+    answer = labels[:, :2].clamp(min=0)  # a row to leave out has a single token to choose from, and so no loss
     position = torch.arange(outputs.start_logits.shape[1], device=labels.device)
     allowed = ((position >= begin) & (position < end)) | (position == 0)
     total = 0.0
-    for logits, gold in ((outputs.start_logits, labels[:, 0]), (outputs.end_logits, labels[:, 1])):
+    for logits, gold in ((outputs.start_logits, answer[:, 0]), (outputs.end_logits, answer[:, 1])):
         scores = logits.float().masked_fill(~allowed, -torch.inf).log_softmax(-1)
         total = total - (1 - label_smoothing) * scores.gather(1, gold[:, None]).sum()
         if label_smoothing:
             mean = scores.masked_fill(~allowed, 0).sum(-1) / allowed.sum(-1)
             total = total - label_smoothing * mean.sum()
-    items = labels.numel() if num_items_in_batch is None else num_items_in_batch
-    return 2 * total / items  # half of two per row; four items are a row
+    items = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
+    return 2 * total / max(items, 1)  # half of two per row; four items are a row
 
 
 def balanced_class_weights(

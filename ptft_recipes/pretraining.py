@@ -86,6 +86,12 @@ class BlockTrainer(PredictsBeforeTraining, RecipeTrainer):
         epochs = args.max_steps * group_size / len(sampler) if args.max_steps > 0 else args.num_train_epochs
         return DrawSampler(sampler, epochs)
 
+    def rows_per_epoch(self) -> int | None:
+        """Return the rows that an epoch draws; None of a stream that never ends."""
+        if isinstance(self.train_dataset, StreamedRows):
+            return self.train_dataset.length
+        return len(self._get_train_sampler())
+
     def tokens_per_epoch(self) -> int | None:
         """Return the tokens of the rows that the first epoch draws; None of a stream."""
         if isinstance(self.train_dataset, StreamedRows):

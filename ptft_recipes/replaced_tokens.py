@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -146,6 +146,7 @@ class ReplacedTokenTrainer(TwoLossTrainer):
     """
 
     statistics = STATISTICS
+    no_label: ClassVar = {"labels": -100, "draws": -1, "scored": False}
 
     def __init__(self, *args, detection_weight: float = 50.0, **kwargs):  # noqa: D107
         super().__init__(

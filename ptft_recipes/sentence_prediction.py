@@ -1,6 +1,7 @@
 """Next-sentence and sentence-order prediction beside masked language modelling: losses, scores, and the trainer."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -112,6 +113,7 @@ class SentencePairTrainer(TwoLossTrainer):
     """TwoLossTrainer of a model with a vocabulary head, computed at hidden tokens only, and a sentence head."""
 
     statistics = (*STATISTICS, "sentence_loss", "pairs", "sentence_right")
+    no_label: ClassVar = {"labels": -100, "sentence_labels": -100}
 
     def __init__(self, *args, **kwargs):  # noqa: D107
         super().__init__(

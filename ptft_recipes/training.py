@@ -37,6 +37,7 @@ from ptft_recipes.regularization import (
     r_drop_loss,
     watched_embeddings,
 )
+from ptft_recipes.repeated_rows import LeavesOutRepeatedRows
 from ptft_recipes.resuming import claim_output_dir
 from ptft_recipes.sealed_trainer import SealedTrainer
 from ptft_recipes.sharding import check_options, load_whole
@@ -103,7 +104,7 @@ def _trackers(training_args: TrainingArguments) -> list[type]:
         raise InputError(f"--report_to: {error}") from error
 
 
-class RecipeTrainer(SealedTrainer):
+class RecipeTrainer(LeavesOutRepeatedRows, SealedTrainer):
     """SealedTrainer with an exact loss, an exact validation loss, and a stop at the first non-finite step.
 
     - Trainer takes any model whose `forward` has `**kwargs` for one that divides its loss by `num_items_in_batch`;
@@ -112,6 +113,7 @@ class RecipeTrainer(SealedTrainer):
     - With batches grouped by length, Trainer ends an epoch on its shortest rows, and predicts in shuffled order; here
       the batches are shuffled (`LengthGroupedSampler`), rows are predicted longest first, and `predict` returns them
       in the order of the data set.
+    - The rows that fill up the last batch of several processes count in no loss (`LeavesOutRepeatedRows`).
     - Evaluating before training no longer keeps the processes from averaging their gradients.
     - Trainer's `eval_loss` is a mean of batch means; here it is the mean over all items, none counted twice.
     - Trainer shows a nan loss as the running mean and finishes; here training stops before the weights change.
@@ -284,13 +286,6 @@ class RecipeTrainer(SealedTrainer):
         """Return outputs and labels of the first rows of a batch."""
         seen = {name: value[:rows] for name, value in outputs.items() if torch.is_tensor(value)}
         return type(outputs)(seen), labels[:rows]
-
-    def _rows_not_repeated(self, rows: int) -> int:
-        """Return how many rows of this process's batch are not repeats that only fill up the last global batch."""
-        state = self.accelerator.gradient_state
-        if not state.end_of_dataloader or state.remainder <= 0:
-            return rows
-        return min(max(state.remainder - self.args.process_index * rows, 0), rows)
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         """Evaluate or predict; the loss is the mean over all items of all processes."""

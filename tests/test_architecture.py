@@ -110,6 +110,7 @@ EDGES = {
     "reading": {"conll", "errors", "safe_files", "squad"},
     "redaction": set(),
     "regularization": {"errors", "labels"},
+    "repeated_rows": set(),
     "replaced_tokens": {"collators", "electra", "perplexity", "pretraining", "sharding"},
     "reporting": set(),
     "resampling": set(),
@@ -152,8 +153,8 @@ EDGES = {
     "trained_checkpoints": {"demo", "errors", "labels", "modeling", "saved_adapters"},
     "training": {
         "acceleration", "adapters", "batch_augmentation", "checkpoint_uploads", "connections", "errors", "features",
-        "hub", "logs", "merging", "metrics", "modeling", "optimization", "provenance", "regularization", "resuming",
-        "sealed_trainer", "sharding", "tuning",
+        "hub", "logs", "merging", "metrics", "modeling", "optimization", "provenance", "regularization",
+        "repeated_rows", "resuming", "sealed_trainer", "sharding", "tuning",
     },
     "tuning": {"adapters", "errors", "merging", "optimization", "saved_adapters"},
     "vocabulary": {"errors"},

@@ -27,6 +27,7 @@ from ptft_recipes.gap_filling import (
     GapFillingTrainer,
     corrupt_held_out,
     gap_metrics,
+    gap_statistics,
     load_gap_filler,
 )
 from ptft_recipes.gap_tokens import load_gap_tokenizer, split_literally
@@ -144,6 +145,18 @@ def test_metrics_weigh_rows_and_leave_undefined_what_has_nothing_to_score():
     assert scores["target_perplexity"] == pytest.approx(2 ** (16 / 18))
     assert scores["target_accuracy"] == pytest.approx(10 / 18)
     assert math.isnan(gap_metrics(EvalPrediction(rows[1:], None))["gap_perplexity"])
+
+
+def test_what_accelerate_pads_to_another_process_changes_no_score():
+    """It pads every output with -100, and a column of truth values becomes one of numbers."""
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(2, 4, 9, generator=generator), torch.tensor([[1, 2, 3, 4], [5, 6, -100, -100]])
+    hidden = torch.tensor([[True, False, True, False], [False, True, False, False]])
+    expected = gap_statistics((logits, hidden), labels)
+    padded = [F.pad(part, (0, 2), value=-100) for part in (hidden.long(), labels)]
+    found = gap_statistics((F.pad(logits, (0, 0, 0, 2), value=-100), padded[0]), padded[1])
+    assert torch.equal(found, expected)
+    assert expected[:, 4].tolist() == [2, 1], "hidden tokens"
 
 
 class TestLoading:

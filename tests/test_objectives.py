@@ -87,16 +87,17 @@ def test_micro_batches_add_up_to_the_full_batch(problem_type, options, sizes):
     assert full_gradient.abs().min() > 0
 
 
-@pytest.mark.parametrize("options", [{}, {"class_weights": WEIGHTS, "label_smoothing": 0.1}], ids=["plain", "both"])
-def test_rows_labelled_minus_100_do_not_count(options):
-    logits, labels = batch(SINGLE)
+@every_setting
+def test_rows_labelled_minus_100_do_not_count(problem_type, options):
+    logits, labels = batch(problem_type)
+    options = {"problem_type": problem_type} | options
     ignored = torch.tensor([0, 4, 5, 11])
     labels[ignored] = -100
-    kept = labels != -100
+    kept = (labels != -100).view(ROWS, -1)[:, 0]
     loss, gradient = loss_and_gradient(logits, labels, **options)
     expected, expected_gradient = loss_and_gradient(logits[kept], labels[kept], **options)
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(loss, torch_mean(SINGLE, logits.detach(), labels, **options))
+    torch.testing.assert_close(loss, torch_mean(logits=logits.detach()[kept], labels=labels[kept], **options))
     torch.testing.assert_close(gradient[kept], expected_gradient)
     assert gradient[ignored].abs().max() == 0
     # Cut unevenly, and divided by what Trainer counts over the whole step:

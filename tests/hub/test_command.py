@@ -68,6 +68,16 @@ def test_a_recipe_pushes_and_a_stranger_loads(hub, protocol, checkpoint, topics,
     assert re.search(r"'label': '(markets|science|sports)'", out)
 
 
+def test_two_processes_push_once(hub, checkpoint, topics, tmp_path):
+    launcher = "import runpy; runpy.run_module('torch.distributed.run', run_name='__main__', alter_sys=True)"
+    flags = ["--standalone", "--nproc_per_node", 2, RECIPE, *small_run(checkpoint, topics, tmp_path / "mine")]
+    code, out, err = finish(start(launcher, *flags, env=environment(hub, tmp_path / "home")))
+    assert code == 0, err
+    assert out.count("pushed ") == 1
+    assert len(hub.requests("/commit/", "POST")) == 1
+    assert sorted(hub.repository("me/mine").head().files) == [".gitattributes", *pushed_files(tmp_path / "mine")]
+
+
 @pytest.mark.parametrize(("how", "at", "protocol"), [
     (500, "/commit/", "lfs"), (500, "/preupload/", "lfs"), ("drop", "/commit/", "lfs"), ("stall", "/commit/", "lfs"),
     (500, "xet-write-token", "xet"), ("stall", "xet-write-token", "xet"),

@@ -67,6 +67,22 @@ def test_micro_batches_add_up():
     assert loss_of(start[:0], end[:0], LABELS[:0], num_items_in_batch=1) == 0
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_rows_labelled_minus_100_do_not_count(smoothing):
+    start, end = (part.requires_grad_() for part in logits())
+    labels = LABELS.clone()
+    labels[1] = -100
+    loss = loss_of(start, end, labels, label_smoothing=smoothing)
+    loss.backward()
+    kept = [0, 2, 3]
+    assert loss.item() == pytest.approx(
+        loss_of(start[kept], end[kept], LABELS[kept], label_smoothing=smoothing).item()
+    )
+    assert start.grad[1].eq(0).all()
+    assert start.grad[0].ne(0).any()
+    assert loss_of(start[1:2], end[1:2], labels[1:2]) == 0
+
+
 def rows(count: int) -> Dataset:
     """Rows of 6 to 13 tokens: a loss over padding would depend on what is batched together."""
     generator = torch.Generator().manual_seed(3)

@@ -151,7 +151,8 @@ def test_general_text_is_mixed_in_and_scored_beside_the_domain(run_mlm, tmp_path
     assert streamed["metrics"]["perplexity/general"]["n"] > 1
 
 
-@pytest.mark.parametrize("streaming", ["false", pytest.param("true", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("streaming", ["false", "true"])
 def test_two_processes_train_as_one_does(run_mlm, tmp_path, checkpoints, corpus, streaming):
     # ModernBERT has no dropout, which draws differently in each process.
     flags = ["--max_steps", "6", "--masking_unit", "span", "--streaming", streaming]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from conftest import ROOT
@@ -68,12 +69,15 @@ class Subject:
         argv = [*self.argv, "--output_dir", str(self.output_dir(name)), *flags]
         return run(self.recipe, argv, self.folder / f"{name}.log", **kwargs)
 
-    def launch(self, name: str, processes: int, *flags: str) -> subprocess.Popen:
-        """Start a run under `accelerate launch`, in a process group of its own as a scheduler does it."""
+    def launch(self, name: str, processes: int, *flags: str, before: Sequence[str] = ()) -> subprocess.Popen:
+        """Start a run under `accelerate launch`, in a process group of its own as a scheduler does it.
+
+        `before` is a script that starts the recipe.
+        """
         config = ROOT / "accelerate_configs" / ("cpu.yaml" if processes == 1 else "multi_cpu.yaml")
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
         command += ["--main_process_port", "0"] * (processes > 1)
-        command += [str(ROOT / "recipes" / f"{self.recipe}.py"), *self.argv]
+        command += [*before, str(ROOT / "recipes" / f"{self.recipe}.py"), *self.argv]
         command += ["--output_dir", str(self.output_dir(name)), *flags]
         with open(self.folder / f"{name}.log", "a", encoding="utf-8") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)

@@ -128,6 +128,34 @@ def test_a_rank_that_dies_ends_the_other_within_a_minute(subjects):
     assert not alive
 
 
+FAILS = """
+import os, runpy, sys
+from ptft_recipes.training import RecipeTrainer
+train = RecipeTrainer.training_step
+def fail(self, *args, **kwargs):
+    if self.state.global_step == 3 and os.environ["RANK"] == "1":
+        raise ValueError("the labels of this shard are broken")
+    return train(self, *args, **kwargs)
+RecipeTrainer.training_step = fail
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_an_error_of_one_rank_ends_both_within_a_minute_and_is_told(subjects, tmp_path):
+    subject = subjects("full")
+    script = tmp_path / "fails.py"
+    script.write_text(FAILS)
+    launcher = subject.launch("fails", 2, "--num_train_epochs", "400", "--logging_steps", "1", before=[str(script)])
+    wait_until(lambda: "the labels of this shard are broken" in subject.log("fails"))
+    assert launcher.wait(timeout=60) == 1
+    log = subject.log("fails")
+    assert "ValueError: the labels of this shard are broken" in log
+    assert "finetune_cls.py, rank 0: lost: another process of this run is gone" in log
+    assert re.search(r"rank +: 1 .*\n +exitcode +: 1", log), "torchrun names who failed"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("how", ["SIGTERM to the launcher", "SIGTERM to all", "Ctrl-C", "SIGKILL to the launcher"])
