@@ -28,12 +28,18 @@ EDGES = {
     "causal": {"errors", "infilling", "objectives", "perplexity", "pretraining", "sparse_head", "training", "tuning"},
     "causal_blocks": {"errors"},
     "checkpoint_report": {
-        "calibration", "checkpoint_tasks", "errors", "evaluation", "labels", "metrics", "mistakes", "perplexity",
-        "perturbations", "provenance", "reporting", "significance", "slices", "splits", "tuning",
+        "calibration", "checkpoint_tasks", "errors", "evaluation", "labels", "metrics", "perplexity", "perturbations",
+        "provenance", "reporting", "significance", "slices", "splits", "trained_checkpoints", "tuning",
     },
     "checkpoint_tasks": {
-        "blocks", "collators", "data", "errors", "evaluation", "metrics", "objectives", "perplexity", "pretraining",
-        "tagged_data", "tagging", "tokenization", "trained_checkpoints", "training", "windows",
+        "blocks", "checkpoint_texts", "collators", "data", "errors", "evaluation", "metrics", "mistakes", "objectives",
+        "perplexity", "perturbations", "pretraining", "tagged_data", "tagging", "tokenization", "trained_checkpoints",
+        "training", "windows",
+    },
+    "checkpoint_texts": {
+        "answer_windows", "causal", "completion_scoring", "completions", "conversations", "errors", "generation",
+        "languages", "mistakes", "objectives", "perplexity", "perturbations", "question_answering", "question_data",
+        "samples", "text_metrics", "text_pairs", "trained_checkpoints", "windows",
     },
     "checkpoint_uploads": {"checkpoints", "errors", "hub", "outgoing"},
     "checkpoints": set(),
