@@ -188,7 +188,11 @@ def test_questions_are_answered_as_the_run_did(tuning, run_qa, tmp_path, monkeyp
     [
         ("pairs", []),
         ("completions", []),
-        pytest.param("pairs", ["--tuning", "lora"], marks=pytest.mark.slow),
+        pytest.param(
+            "pairs",
+            ["--tuning", "lora", "--generation_kwargs", "num_beams=2", "min_new_tokens=4", "--learning_rate", "2e-2"],
+            marks=pytest.mark.slow,
+        ),
         pytest.param("completions", ["--tuning", "lora"], marks=pytest.mark.slow),
         pytest.param("completions", ["--use_chat_template", "false"], marks=pytest.mark.slow),
     ],

@@ -133,7 +133,8 @@ def test_every_task_has_the_scores_of_its_run(trained, evaluate, kind):
                for name, score in found["metrics"].items() if "/" not in name)  # fmt: skip
 
 
-ADAPTERS = {"answers": LORA, "pairs": LORA, "completions": LORA}
+WORDS = ["--generation_kwargs", "num_beams=2", "min_new_tokens=4", "--learning_rate", "2e-2"]  # else it writes none
+ADAPTERS = {"answers": LORA, "pairs": [*LORA, *WORDS], "completions": LORA}
 
 
 @pytest.mark.parametrize(
