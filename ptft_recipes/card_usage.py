@@ -33,7 +33,9 @@ def answer(question, context):
     with torch.no_grad():
         output = model(**inputs)
     start, end = output.start_logits[0], output.end_logits[0]
-    inside = torch.tensor([part == 1 for part in inputs.sequence_ids()])
+    places = [inputs.token_to_chars(i) if part == 1 else (0, 0) for i, part in enumerate(inputs.sequence_ids())]
+    # An answer neither begins nor ends in white space, which is a token of its own to some tokenizers.
+    inside = torch.tensor([bool(context[start:end].strip()) for start, end in places])
     allowed = (inside[:, None] & inside).triu().tril(settings["max_answer_length"] - 1)
     if not allowed.any():
         return ""
@@ -42,7 +44,10 @@ def answer(question, context):
     threshold = settings["no_answer_threshold"]
     if threshold is not None and start[0] + end[0] - scores[first, last] > threshold:
         return ""
-    return context[inputs.token_to_chars(first).start : inputs.token_to_chars(last).end].strip()
+    begin, stop = places[first][0], places[last][1]
+    while unicodedata.category(context[stop : stop + 1] or " ")[0] == "M":  # accents that a tokenizer may drop
+        stop += 1
+    return context[begin:stop].strip()
 
 
 print(answer("Some question?", "Some text."))'''
@@ -115,7 +120,7 @@ def _answer_questions(model_id: str, run: dict[str, Any], adapter: dict[str, Any
     if adapter is not None:
         load = [line.replace(", pipeline", "") for line in _load_adapter(model_id, run, "question-answering", adapter)]
         load.append("model.eval()")
-    block = fenced("\n".join(["import torch", *load, ANSWER]), "python")
+    block = fenced("\n".join(["import unicodedata\n", "import torch", *load, ANSWER]), "python")
     return block if adapter is None or run.get("base_model_hub_id", True) else f"{block}\n\n{_base_is_missing(run)}"
 
 

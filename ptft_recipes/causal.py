@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel, PromptLearningConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ptft_recipes.errors import InputError
 from ptft_recipes.infilling import FillInTheMiddle
@@ -104,7 +104,23 @@ class CausalLMTrainer(NextTokenLoss, BlockTrainer):
 
 
 class CompletionTrainer(PredictsBeforeTraining, NextTokenLoss, RecipeTrainer):
-    """RecipeTrainer that predicts the next token where a row has labels: for prompts and completions."""
+    """RecipeTrainer that predicts the next token where a row has labels: for prompts and completions.
+
+    Args:
+        args: As for RecipeTrainer.
+        generation: How completions are written; it is saved beside the model or the adapter, for whoever loads that.
+        kwargs: As for RecipeTrainer.
+    """
+
+    def __init__(self, *args, generation: GenerationConfig, **kwargs):  # noqa: D107
+        super().__init__(*args, **kwargs)
+        self.generation = generation
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """Save the model, and how it writes: what it was loaded from may end its texts elsewhere, or sample."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            self.generation.save_pretrained(output_dir or self.args.output_dir)
 
 
 def prepare_causal_lm(

@@ -20,19 +20,19 @@ from ptft_recipes.calibration import (
     fit_thresholds,
     reliability_curve,
 )
-from ptft_recipes.checkpoint_tasks import MaskedLMTask, Predicted
+from ptft_recipes.checkpoint_tasks import MaskedLMTask
 from ptft_recipes.errors import InputError
 from ptft_recipes.evaluation import format_score, with_intervals, write_lines
 from ptft_recipes.labels import MULTI, REGRESSION, SINGLE
 from ptft_recipes.metrics import confusion_matrix, probabilities
-from ptft_recipes.mistakes import confident_mistakes, write_mistakes
 from ptft_recipes.perplexity import masked_lm_metrics, pseudo_log_likelihood, sum_by_document
-from ptft_recipes.perturbations import KEEPS_WORDS, PERTURBATIONS, perturb
+from ptft_recipes.perturbations import PERTURBATIONS, perturb
 from ptft_recipes.provenance import peak_memory, seconds_since_start
 from ptft_recipes.reporting import plot_confusion_matrix, plot_reliability, write_text
 from ptft_recipes.significance import paired_bootstrap
 from ptft_recipes.slices import score_slices, slice_by_quartile, slice_by_value
 from ptft_recipes.splits import SPLITS
+from ptft_recipes.trained_checkpoints import Predicted
 from ptft_recipes.tuning import count_parameters
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def check_evaluation(arguments: EvaluationArguments, task, raw: DatasetDict) -> 
     if arguments.split not in raw:
         raise InputError(f"--split {arguments.split}: there is none; the splits are {', '.join(raw)}")
     rows = raw[arguments.split]
-    unlabelled = task.text_columns and "labels" not in rows.column_names
+    unlabelled = task.truth and task.truth not in rows.column_names
     if unlabelled and (arguments.slice_columns or arguments.perturbations):
         raise InputError(f"--split {arguments.split}: its rows have no labels, so nothing can be scored")
     problem_type = getattr(task, "labels", {}).get("problem_type")
@@ -84,9 +84,9 @@ def check_evaluation(arguments: EvaluationArguments, task, raw: DatasetDict) -> 
     if arguments.fit_on_validation and ("validation" not in raw or arguments.split == "validation"):
         what = "it is what is scored" if arguments.split == "validation" else "there is none"
         raise InputError(f"--fit_on_validation needs a validation split to fit on, apart from the scored one: {what}")
-    allowed = PERTURBATIONS if problem_type else KEEPS_WORDS if task.text_columns else ()
-    if refused := [name for name in arguments.perturbations if name not in allowed]:
-        raise InputError(f"--perturbations {refused[0]}: not for this task ({', '.join(allowed) or 'none is'})")
+    if refused := [name for name in arguments.perturbations if name not in task.perturbations]:
+        allowed = ", ".join(task.perturbations) or "none is"
+        raise InputError(f"--perturbations {refused[0]}: not for this task ({allowed})")
     if arguments.pseudo_perplexity_blocks and not isinstance(task, MaskedLMTask):
         raise InputError("--pseudo_perplexity_blocks is for masked language models")
 
@@ -252,9 +252,3 @@ def score_split_and_log(predicted: Predicted, split: str, groups) -> dict[str, d
     scores = with_intervals(predicted.metrics, predicted.prediction, groups)
     _log(f"{split}, with 95 % bootstrap intervals", scores)
     return scores
-
-
-def write_surest_mistakes(predicted: Predicted, rows: Dataset, task, output_dir: Path) -> None:
-    """Write the predictions that were wrong and surest, with their text."""
-    texts = rows.select_columns(["id", *task.text_columns]).to_list()
-    write_mistakes(confident_mistakes(predicted.prediction, texts, **task.labels), output_dir)

@@ -1,55 +1,40 @@
 """How the checkpoint of each task reads its data, and what it predicts of a split, in the order of the data."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 from transformers import DataCollatorForTokenClassification, EvalPrediction, TrainingArguments
 
 from ptft_recipes.blocks import check_tokenizer, split_into_blocks
+from ptft_recipes.checkpoint_texts import CompletionTask, PairTask, QuestionTask, with_defaults
 from ptft_recipes.collators import MaskingCollator, mask_held_out
 from ptft_recipes.data import load_splits
 from ptft_recipes.errors import InputError
 from ptft_recipes.evaluation import prediction_lines
 from ptft_recipes.metrics import classification_metrics
+from ptft_recipes.mistakes import confident_mistakes, write_mistakes
 from ptft_recipes.objectives import masked_lm_loss
 from ptft_recipes.perplexity import masked_lm_metrics, sum_by_document
+from ptft_recipes.perturbations import KEEPS_WORDS, PERTURBATIONS
 from ptft_recipes.pretraining import MaskedLMTrainer
 from ptft_recipes.tagged_data import load_tagged_splits
 from ptft_recipes.tagging import TaggingTrainer
 from ptft_recipes.tokenization import tokenize
-from ptft_recipes.trained_checkpoints import TrainedCheckpoint
+from ptft_recipes.trained_checkpoints import Predicted, TrainedCheckpoint
 from ptft_recipes.training import RecipeTrainer
 from ptft_recipes.windows import prepare_for_words, tokenize_words
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """What a checkpoint predicts of a split.
-
-    Args:
-        prediction: What `metrics` scores, `[rows, ...]` in the order of the data: logits and labels, or counts per
-            row. Without labels `label_ids` is None.
-        metrics: `metrics(prediction, weights=None)`.
-        lines: Of the file of predictions.
-        lengths: `[rows]`, tokens (words, where tags are predicted) that the model reads.
-        seconds: That predicting took.
-    """
-
-    prediction: EvalPrediction
-    metrics: Callable[..., dict[str, float]]
-    lines: list[dict[str, Any]]
-    lengths: list[int]
-    seconds: float
 
 
 class SequenceTask:
     """Sequence classification: one text or a pair; one label, several, or a number."""
 
+    truth, perturbations = "labels", tuple(PERTURBATIONS)
+
     def __init__(self, checkpoint: TrainedCheckpoint, tokenizer, data_args):  # noqa: D107
+        data_args = with_defaults(data_args, text_column="text", label_column="label", max_length=128)
         self.checkpoint, self.tokenizer, self.data_args = checkpoint, tokenizer, data_args
         self.text_columns = [name for name in (data_args.text_column, data_args.text_pair_column) if name]
         self.labels = {"problem_type": checkpoint.problem_type, "label_names": checkpoint.label_names}
@@ -82,11 +67,20 @@ class SequenceTask:
             list(lines), dataset["length"][:], output.metrics["test_runtime"],
         )  # fmt: skip
 
+    def write_examples(self, predicted: Predicted, rows: Dataset, output_dir: Path) -> None:
+        """Write the predictions that were wrong and surest, with their text."""
+        if predicted.prediction.label_ids is not None:
+            texts = rows.select_columns(["id", *self.text_columns]).to_list()
+            write_mistakes(confident_mistakes(predicted.prediction, texts, **self.labels), output_dir)
+
 
 class TaggingTask:
     """Token classification: a tag per word, scored by sentence."""
 
+    truth, perturbations = "labels", KEEPS_WORDS
+
     def __init__(self, checkpoint: TrainedCheckpoint, tokenizer, data_args):  # noqa: D107
+        data_args = with_defaults(data_args, max_length=128, stride=32)
         self.checkpoint, self.tokenizer, self.data_args = checkpoint, prepare_for_words(tokenizer), data_args
         self.text_columns = [data_args.words_column]
 
@@ -129,15 +123,18 @@ class TaggingTask:
         prediction = EvalPrediction(counts, counts)
         return Predicted(prediction, trainer.tag_metrics, lines, [*map(len, words)], output.metrics["test_runtime"])
 
+    def write_examples(self, predicted: Predicted, rows: Dataset, output_dir: Path) -> None:
+        """Write nothing: the file of predictions has gold and predicted tags side by side."""
+
 
 class MaskedLMTask:
     """Masked language modelling: how surprising held-out documents are."""
 
-    text_columns: Sequence[str] = ()  # none that is perturbed
+    truth, perturbations = None, ()
 
     def __init__(self, checkpoint: TrainedCheckpoint, tokenizer, data_args):  # noqa: D107
-        self.tokenizer, self.data_args = tokenizer, data_args
-        check_tokenizer(tokenizer, data_args.max_length)
+        self.tokenizer, self.data_args = tokenizer, with_defaults(data_args, text_column="text", max_length=128)
+        check_tokenizer(tokenizer, self.data_args.max_length)
 
     def load(self, more_columns: Sequence[str]):
         """Return the splits of documents, and the report of `load_splits`."""
@@ -175,5 +172,15 @@ class MaskedLMTask:
         prediction = EvalPrediction(sums, sums)
         return Predicted(prediction, masked_lm_metrics, lines, lengths[:, 0].tolist(), output.metrics["test_runtime"])
 
+    def write_examples(self, predicted: Predicted, rows: Dataset, output_dir: Path) -> None:
+        """Write nothing: documents are neither right nor wrong."""
 
-TASKS = {"text-classification": SequenceTask, "token-classification": TaggingTask, "fill-mask": MaskedLMTask}
+
+TASKS = {
+    "text-classification": SequenceTask,
+    "token-classification": TaggingTask,
+    "fill-mask": MaskedLMTask,
+    "question-answering": QuestionTask,
+    "text2text-generation": PairTask,
+    "text-generation": CompletionTask,
+}

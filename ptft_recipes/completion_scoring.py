@@ -96,17 +96,18 @@ def generate_texts(
     return texts
 
 
-def write_completions(trainer, dataset: Dataset, config: GenerationConfig, run: dict[str, Any]) -> Written | None:
+def write_completions(trainer, dataset: Dataset, run: dict[str, Any]) -> Written | None:
+    """Let the model write as `complete` does; None where `run`, of `start_run`, says not to look at the test split."""
+    return complete(trainer, dataset) if predicts_test_split(run) else None
+
+
+def complete(trainer, dataset: Dataset) -> Written:
     """Let the model write the last answer of every row, and see how probable it finds the one that is there.
 
     Args:
         trainer: A `CompletionTrainer`; all processes call this together, and share the rows.
         dataset: As `tokenize_conversations` made it.
-        config: As `generation_settings` returned it.
-        run: Of `start_run`; None is returned where it says not to look at the test split.
     """
-    if not predicts_test_split(run):
-        return None
     if is_cut(trainer):  # told before training: completions are written then too
         raise InputError(
             "each process writes completions on its own, with a whole model; use multi_gpu.yaml or ZeRO 2"
@@ -122,7 +123,7 @@ def write_completions(trainer, dataset: Dataset, config: GenerationConfig, run: 
     logger.info("writing %d completions", len(prompts))
     with trainer.autocast_smart_context_manager():
         texts = generate_texts(
-            model, trainer.processing_class, [prompts[i] for i in mine], config, args.eval_batch_size
+            model, trainer.processing_class, [prompts[i] for i in mine], trainer.generation, args.eval_batch_size
         )
     parts = gather_object([[*zip(mine, texts, strict=True)]])
     texts = [text for _, text in sorted(pair for part in parts for pair in part)]
@@ -153,8 +154,7 @@ def score_completions(
         return report_test_split(trainer, None, completion_metrics, [], run)
     chats = [read_messages(text) for text in rows["messages"]]
     gold = [chat[-1]["content"] for chat in chats]
-    halves = [np.hstack([text_statistics(w.texts, gold, SCORED), w.statistics]) for w in (before, after)]
-    statistics = np.hstack(halves)
+    statistics = np.hstack([completion_statistics(written, gold) for written in (before, after)])
     columns = [*(f"{name}_before" for name in STATISTICS), *STATISTICS]
     sums = np.hstack([before.statistics, after.statistics]).tolist()
     lines = (
@@ -180,15 +180,20 @@ def completion_metrics(prediction, weights: np.ndarray | None = None) -> dict[st
     """Score completions before training and after.
 
     Args:
-        prediction: With `predictions` `[rows, 2 * n]`, of each half those of `text_statistics` on `SCORED` and then
-            `masked_lm_statistics`.
+        prediction: With `predictions` `[rows, 2 * n]`, each half as `completion_statistics` returns them.
         weights: `[rows]`, how often each counts; once each when None.
     """
-    scores = before_and_after(_scores, prediction, weights)
+    scores = before_and_after(completion_scores, prediction, weights)
     return scores | {"rougeL_gain": scores["rougeL"] - scores["rougeL_before"]}
 
 
-def _scores(prediction, weights: np.ndarray | None = None) -> dict[str, float]:
+def completion_statistics(written: Written, gold: Sequence[str]) -> np.ndarray:
+    """Return per row what the scores are made of, `[rows, n]`: `text_statistics`, then `masked_lm_statistics`."""
+    return np.hstack([text_statistics(written.texts, gold, SCORED), written.statistics])
+
+
+def completion_scores(prediction, weights: np.ndarray | None = None) -> dict[str, float]:
+    """Score completions from `completion_statistics`: ROUGE, and perplexity and accuracy on the references' tokens."""
     texts, tokens = np.split(np.asarray(prediction.predictions), [-len(STATISTICS)], axis=1)
     written = text_metrics(EvalPrediction(texts, texts), metrics=SCORED, weights=weights)
     read = masked_lm_metrics(EvalPrediction(tokens, tokens), weights)

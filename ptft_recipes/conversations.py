@@ -16,7 +16,12 @@ ASSISTANT = "assistant"
 
 
 def load_conversations(
-    data_args: DatasetArguments, prompt_column: str, completion_column: str, messages_column: str | None = None
+    data_args: DatasetArguments,
+    prompt_column: str,
+    completion_column: str,
+    messages_column: str | None = None,
+    more_columns: Sequence[str] = (),
+    trains: bool = True,
 ) -> tuple[DatasetDict, dict[str, Any]]:
     """Load and check what a decoder is to learn to answer: train to fit, validation to choose, test to report.
 
@@ -26,34 +31,40 @@ def load_conversations(
         completion_column: How it goes on.
         messages_column: In the place of both, a chat in each row: a list of objects with `role` and `content`, the
             last of them the assistant's. In CSV files it is JSON in a cell.
+        more_columns: That are kept as they are, e.g. to score by.
+        trains: There must be a train split.
 
     Returns:
-        The splits, each with `id` and `messages`, a chat as JSON (a prompt and its completion are a chat of two
-        messages); and the report, as `load_splits` returns it.
+        The splits, each with `id`, `messages`, a chat as JSON (a prompt and its completion are a chat of two
+        messages), and `more_columns`; and the report, as `load_splits` returns it.
 
     Raises:
         InputError: Data that cannot be read or used, with file and line (or split and row), and the remedy.
     """
+    if "messages" in more_columns:
+        raise InputError("column 'messages' is what the chats are called here; name another")
     if not messages_column:
-        raw, report = load_splits(data_args, [prompt_column, completion_column])
+        columns = [prompt_column, completion_column]
+        raw, report = load_splits(data_args, columns, label_names=None if trains else (), more_columns=more_columns)
 
         def join(examples):
             pairs = zip(examples[prompt_column], examples[completion_column], strict=True)
             return {"messages": [write_messages(as_chat(*pair)) for pair in pairs]}
 
-        return raw.map(join, batched=True, remove_columns=[prompt_column, completion_column]), report
+        return raw.map(join, batched=True, remove_columns=columns), report
     if messages_column == "id":
         raise InputError("--messages_column: `id` is written by the recipe; name another")
     fold = parse_fold(data_args.fold)
-    of_fold = [fold.group_column] if fold and fold.group_column else []
-    name, splits = read_splits(data_args, [], None, more_columns=[messages_column, *of_fold])
+    of_fold = [fold.group_column] if fold and fold.group_column and fold.group_column not in more_columns else []
+    kept = [*of_fold, *more_columns]
+    name, splits = read_splits(data_args, [], None, trains=trains, more_columns=[messages_column, *kept])
     report: dict[str, Any] = {"name": name, "hub_id": dataset_hub_id(data_args), "dropped": {}}
     for split, rows in splits.items():
-        splits[split], report["dropped"][split] = _check(
-            split, rows, messages_column, of_fold, data_args.drop_bad_rows
-        )
+        splits[split], report["dropped"][split] = _check(split, rows, messages_column, kept, data_args.drop_bad_rows)
     limits = {"max_train_samples": data_args.max_train_samples, "max_eval_samples": data_args.max_eval_samples}
-    return complete_splits(splits, report, ["messages"], stratify=False, fold=fold, **limits)
+    return complete_splits(
+        splits, report, ["messages"], stratify=False, more_columns=more_columns, fold=fold, **limits
+    )
 
 
 def as_chat(prompt: str, completion: str) -> list[dict[str, str]]:
@@ -71,7 +82,7 @@ def read_messages(text: str) -> list[dict[str, Any]]:
     return json.loads(text)
 
 
-def _check(split: str, rows: Dataset, column: str, of_fold: list[str], drop: bool) -> tuple[Dataset, int]:
+def _check(split: str, rows: Dataset, column: str, columns: list[str], drop: bool) -> tuple[Dataset, int]:
     kept, chats, faults = [], [], []
     for i, (name, value) in enumerate(zip(rows["id"], rows[column], strict=True)):
         chat, fault = _parse(value)
@@ -87,7 +98,7 @@ def _check(split: str, rows: Dataset, column: str, of_fold: list[str], drop: boo
         )
     if not kept:
         raise InputError(f"{split}: no usable rows; the first: {faults[0] if faults else 'there is none'}")
-    return rows.select(kept).select_columns(["id", *of_fold]).add_column("messages", chats), len(faults)
+    return rows.select(kept).select_columns(["id", *columns]).add_column("messages", chats), len(faults)
 
 
 def _parse(value: Any) -> tuple[list[dict[str, Any]], str | None]:

@@ -212,7 +212,18 @@ def scores_of_lines(lines: list[dict[str, Any]], data: dict[str, Any]) -> tuple[
         predicted, options = [line["predicted"] for line in lines], {"metrics": data["text_metrics"]}
         options["language"] = data["language"]
         texts = SimpleNamespace(predictions=text_statistics(predicted, truth, **options))
-        return ids, truth, lambda weights: text_metrics(texts, weights=weights, **options), None
+        of_texts = partial(text_metrics, texts, **options)
+        if not {*STATISTICS} <= {*lines[0]}:
+            return ids, truth, lambda weights: of_texts(weights=weights), None
+        # Of a decoder also how probable it found the references, by which it chose its epoch.
+        sums = SimpleNamespace(predictions=np.array([[line[name] for name in STATISTICS] for line in lines], float))
+
+        def score(weights):
+            of_tokens = masked_lm_metrics(sums, weights)
+            names = {"perplexity": of_tokens["perplexity"], "token_accuracy": of_tokens["accuracy"]}
+            return of_texts(weights=weights) | names
+
+        return ids, truth, score, None
     if "has_no_answers" in data:
         statistics = answer_statistics(truth, [line["predicted"] for line in lines], data["has_no_answers"])
         rows = SimpleNamespace(predictions=statistics)

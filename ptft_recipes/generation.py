@@ -195,11 +195,16 @@ def score_texts(trainer: GenerationTrainer, dataset: Dataset, rows: Dataset, run
     if gold:
         statistics = text_statistics(predicted, gold, trainer.metrics, trainer.language)
         run["signatures"] = metric_signatures(trainer.metrics, gold, trainer.language)
-    lines = [
-        {"id": row["id"], "source": row["source"], "gold": gold and gold[i], "predicted": predicted[i]}
-        for i, row in enumerate(rows)
-    ]
+    lines = text_lines(rows, predicted)
     if trainer.is_world_process_zero():
         write_samples(Path(trainer.args.output_dir) / "predictions" / "samples.md", lines)
     prediction = output._replace(predictions=statistics, label_ids=statistics)
     return report_test_split(trainer, prediction, trainer.text_metrics, lines, run)
+
+
+def text_lines(rows: Dataset, predicted: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what a file of predictions says of texts: id, source, gold (None where nobody knows), predicted."""
+    return [
+        {"id": row["id"], "source": row["source"], "gold": row.get("target"), "predicted": text}
+        for row, text in zip(rows, predicted, strict=True)
+    ]

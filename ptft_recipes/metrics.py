@@ -11,6 +11,8 @@ import numpy as np
 from ptft_recipes.labels import MULTI, REGRESSION
 
 LOWER_IS_BETTER = ("mse", "mae", "perplexity")
+# What an evaluation reports beside its scores; nothing is the better for more or less of it.
+NO_SCORES = ("no_answer_threshold", "model_preparation_time", "jit_compilation_time")
 
 
 def classification_metrics(prediction, *, problem_type: str, label_names: list[str], weights=None) -> dict[str, float]:

@@ -67,14 +67,14 @@ def confident_mistakes(
     ]
 
 
-def write_mistakes(mistakes: list[dict[str, Any]], output_dir: Path) -> None:
+def write_mistakes(mistakes: list[dict[str, Any]], output_dir: Path, title: str = "The surest mistakes") -> None:
     """Write `mistakes.md`, a table for people, and `mistakes.jsonl`."""
     lines = [json.dumps(mistake, ensure_ascii=False) + "\n" for mistake in mistakes]
     write_text(output_dir / "mistakes.jsonl", "".join(lines))
     columns = list(mistakes[0]) if mistakes else []
     rows = [columns, ["---"] * len(columns), *([_cell(mistake[c]) for c in columns] for mistake in mistakes)]
     table = "".join(f"| {' | '.join(row)} |\n" for row in rows) if mistakes else "No mistakes.\n"
-    write_text(output_dir / "mistakes.md", f"# The surest mistakes\n\n{table}")
+    write_text(output_dir / "mistakes.md", f"# {title}\n\n{table}")
 
 
 def _cell(value: Any) -> str:

@@ -149,12 +149,17 @@ def score_answers(
     predicted = trainer.texts_of(answers, rows, threshold)
     statistics = trainer.statistics_of(rows, predicted) if "answers" in rows.column_names else None
     questions, contexts = (rows[column][:] for column in trainer.task["columns"])
-    number = {context: i for i, context in enumerate(dict.fromkeys(contexts))}
-    groups = [number[context] for context in contexts] if len(number) < len(contexts) else None
+    groups = shared_contexts(contexts)
     run["resampled"] = "contexts" if groups else "questions"
     lines = map(answer_line, rows, answers, predicted, questions, contexts)
     prediction = output._replace(predictions=statistics, label_ids=statistics)
     return report_test_split(trainer, prediction, trainer.answer_metrics, lines, run, groups)
+
+
+def shared_contexts(contexts: Sequence[str]) -> list[int] | None:
+    """Return a number per context, the same for the same one; None if no two questions share one."""
+    number = {context: i for i, context in enumerate(dict.fromkeys(contexts))}
+    return [number[context] for context in contexts] if len(number) < len(contexts) else None
 
 
 def answer_line(row: dict[str, Any], found: Answers, predicted: str, question: str, context: str) -> dict[str, Any]:

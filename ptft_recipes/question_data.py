@@ -22,6 +22,7 @@ def load_question_splits(
     context_column: str,
     answers_column: str,
     more_columns: Sequence[str] = (),
+    trains: bool = True,
 ) -> tuple[DatasetDict, dict[str, Any]]:
     """Load and check questions, the texts that they are about, and where the answers stand in these.
 
@@ -36,6 +37,7 @@ def load_question_splits(
             context; empty where the context has no answer. A test split in which it is null in all rows, or missing,
             stays without `answers`.
         more_columns: That are kept as they are.
+        trains: There must be a train split, and some of its questions must have an answer.
 
     Returns:
         The splits, each with `id`, question, context, and `answers` in the first form; and what a reader must know of
@@ -51,7 +53,7 @@ def load_question_splits(
     fold, more_columns = parse_fold(data_args.fold), [*more_columns]
     of_fold = [fold.group_column] if fold and fold.group_column and fold.group_column not in more_columns else []
     kept = more_columns + of_fold
-    name, splits = read_splits(data_args, columns, answers_column, more_columns=kept)
+    name, splits = read_splits(data_args, columns, answers_column, trains=trains, more_columns=kept)
     report: dict[str, Any] = {"name": name, "hub_id": dataset_hub_id(data_args), "dropped": {}, "repaired": {}}
     for split, dataset in splits.items():
         given = list(dataset[answers_column]) if answers_column in dataset.column_names else [None] * len(dataset)
@@ -71,7 +73,7 @@ def load_question_splits(
         if "answers" in rows.column_names
     }
     report["has_no_answers"] = any(report["unanswerable"].values())
-    if report["unanswerable"]["train"] == len(raw["train"]):
+    if trains and report["unanswerable"]["train"] == len(raw["train"]):
         raise InputError("train: no question has an answer; nothing can be learned from that")
     _log(report)
     return raw, report

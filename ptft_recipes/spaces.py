@@ -10,17 +10,25 @@ from typing import Any
 
 from huggingface_hub import SpaceCardData
 
-from ptft_recipes import demo, question_demo
+from ptft_recipes import demo, generation_demo, question_demo
 from ptft_recipes.errors import InputError, one_line
 from ptft_recipes.outgoing import pushed_files
 from ptft_recipes.tag_schemes import BILOU
 
 GRADIO = "6.31.0"  # the version that the demos were tried with
-# By what the name of the architecture ends in: PEFT's name of the task, the Hub's.
+# By what the name of the architecture ends in: that of its Auto class, PEFT's name of the task, the Hub's, and the
+# recipe's own length.
+PAIRS = ("ModelForSeq2SeqLM", "SEQ_2_SEQ_LM", "translation", 128)
+DECODER = ("ModelForCausalLM", "CAUSAL_LM", "text-generation", 384)
+WRITES = (PAIRS[2], DECODER[2])
 TASKS = {
-    "ForSequenceClassification": ("SEQ_CLS", "text-classification"),
-    "ForTokenClassification": ("TOKEN_CLS", "token-classification"),
-    "ForQuestionAnswering": ("QUESTION_ANS", "question-answering"),
+    "ForSequenceClassification": ("ModelForSequenceClassification", "SEQ_CLS", "text-classification", 128),
+    "ForTokenClassification": ("ModelForTokenClassification", "TOKEN_CLS", "token-classification", 128),
+    "ForQuestionAnswering": ("ModelForQuestionAnswering", "QUESTION_ANS", "question-answering", 256),
+    "ForConditionalGeneration": PAIRS,
+    "MTModel": PAIRS,  # Marian's
+    "ForCausalLM": DECODER,
+    "LMHeadModel": DECODER,  # GPT-2's
 }
 # Of what may leave the machine, what a model is not loaded from.
 NOT_LOADED = ("README.md", "results.json", "config.yaml", "plots", "generator")
@@ -117,7 +125,7 @@ def write_space(folder: Path, destination: Path, repo_id: str | None = None) -> 
     base on the Hub is loaded from there.
 
     Args:
-        folder: Of a finished run: a model or an adapter for text or token classification, or question answering.
+        folder: Of a finished run: a model or an adapter of a recipe for fine-tuning.
         destination: A folder that is not there yet.
         repo_id: The model as it was pushed, to load from the Hub instead.
 
@@ -174,30 +182,35 @@ def _read_run(folder: Path) -> _Run:
         InputError: It is for another task, or not what a run of ours writes.
     """
     path = folder / "results.json"
+    described = _read(path).get("run")
     adapter = _read(folder / "adapter_config.json") if (folder / "adapter_config.json").exists() else {}
+    architecture = (_read(folder / "config.json").get("architectures") or ["no task"])[0]
+    fits = (
+        of for ending, of in TASKS.items()
+        if adapter.get("task_type") == of[1] or (not adapter and architecture.endswith(ending))
+    )  # fmt: skip
+    kind, _, task, length = next(fits, (None, None, None, 0))
     try:
-        described = _read(path)["run"]
-        config, versions = described["config"], described["versions"]
-        lengths = {name: int(config.get(name, length)) for name, length in (("max_length", 128), ("stride", 32))}
+        config, versions = dict(described["config"]), described["versions"]
+        numbers = {"max_length": length, "stride": 32, "max_source_length": length}
         for name in ("python", "torch", "transformers", "peft"):
             if not re.fullmatch(r"[\w.+]+", versions[name]):
                 raise ValueError(f"{versions[name]!r} is no version")
-        known = {
-            "config": config | lengths,
-            "data": dict(described["data"]),
-            "versions": {name: str(version).partition("+")[0] for name, version in versions.items()},
-            "base_model": str(described["base_model"]),
-        }
+        run = _Run(
+            folder, kind, task, adapter,
+            config=config | {name: int(config.get(name, number)) for name, number in numbers.items()},
+            data=dict(described["data"]),
+            versions={name: str(version).partition("+")[0] for name, version in versions.items()},
+            base_model=str(described["base_model"]),
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is not that of a finished run: {one_line(error)}") from None
-    architecture = (_read(folder / "config.json").get("architectures") or ["no task"])[0]
-    for ending, (peft_task, task) in TASKS.items():
-        if adapter.get("task_type") == peft_task or (not adapter and architecture.endswith(ending)):
-            return _Run(folder, f"ModelFor{ending.removeprefix('For')}", task, adapter, **known)
-    what = adapter.get("task_type") or architecture
-    raise InputError(
-        f"{folder} is for {what}; there are demos for text and token classification, and question answering"
-    )
+    if kind is None or (run.task in WRITES and "text_metrics" not in run.data):  # what pretraining leaves has none
+        what = adapter.get("task_type") or architecture
+        raise InputError(f"{folder} is for {what}; there are demos of what the finetune_*.py recipes train")
+    if run.task in WRITES and not (folder / "generation_config.json").exists():
+        raise InputError(f"{folder}: no generation_config.json, which would say how it writes")
+    return run
 
 
 def _copy_files(run: _Run, destination: Path, repo_id: str | None) -> str:
@@ -276,15 +289,17 @@ def _app(run: _Run, model: str, base: str) -> str:
         "inputs": "text, text_pair" if is_pair else "text",
         "asked": '{"text": text, "text_pair": text_pair}' if is_pair else "text",
         "boxes": ", ".join(f'gr.Textbox(label="{box}", lines=4)' for box in boxes),
-        "max_length": run.config["max_length"],
+        "max_length": run.config["max_source_length" if run.task == PAIRS[2] else "max_length"],
         "stride": run.config["stride"],
     }
-    classes = [f"Auto{run.kind}", "AutoTokenizer"] if run.adapter or run.answers else []
-    classes += ["AutoConfig"] * bool(run.adapter) + ["pipeline"] * (not run.answers)
+    has_pipeline = not run.answers and run.task not in WRITES
+    classes = [f"Auto{run.kind}", "AutoTokenizer"] if run.adapter or not has_pipeline else []
+    classes += ["AutoConfig"] * bool(run.adapter) + ["pipeline"] * has_pipeline
+    classes += ["GenerationConfig"] * bool(run.adapter and run.task in WRITES)
     imports = [
         "from pathlib import Path\n" * is_local,
         "import gradio as gr",
-        "import torch" * run.answers,
+        "import torch" * (run.answers or run.task == DECODER[2]),
         "import ptft_recipes.bottleneck  # noqa: F401 - PEFT knows the method from then on" * run.is_bottleneck,
         "from peft import PeftModel" * bool(run.adapter),
         question_demo.IMPORTS * run.answers,
@@ -294,6 +309,9 @@ def _app(run: _Run, model: str, base: str) -> str:
     load = ADAPTER if run.adapter else PLAIN
     if run.answers:
         load, body = question_demo.ADAPTER if run.adapter else question_demo.PLAIN, question_demo.ANSWER
+    elif run.task in WRITES:
+        load = generation_demo.ADAPTER if run.adapter else generation_demo.PLAIN
+        body = generation_demo.source(run.task == DECODER[2], run.config, run.data)
     elif run.task == "token-classification":
         body = RENAME * (run.data.get("scheme") == BILOU) + TAG.format_map(fill)
     else:

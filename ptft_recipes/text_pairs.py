@@ -1,6 +1,7 @@
 """Texts and what is to be written for them: read from one file, from nested columns, or from two aligned files."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 def load_text_pairs(
-    data_args: DatasetArguments, source_column: str, target_column: str
+    data_args: DatasetArguments,
+    source_column: str,
+    target_column: str,
+    more_columns: Sequence[str] = (),
+    trains: bool = True,
 ) -> tuple[DatasetDict, dict[str, Any]]:
     """Load and check pairs of texts: train to fit, validation to choose, test to report.
 
@@ -27,9 +32,12 @@ def load_text_pairs(
             first; the other ends in the name of the target column.
         source_column: Of the texts to read. `translation.en` is what the column `translation` holds under `en`.
         target_column: Of the texts to write, which a test split need not have.
+        more_columns: That are kept as they are, e.g. to score by.
+        trains: There must be a train split.
 
     Returns:
-        The splits with `id`, `source` and `target`; and what a reader must know of them, as `load_splits` returns it.
+        The splits with `id`, `source`, `target` and `more_columns`; and what a reader must know of them, as
+        `load_splits` returns it.
 
     Raises:
         InputError: Data that cannot be read or used, with file and line (or split and row), and the remedy; two
@@ -39,7 +47,9 @@ def load_text_pairs(
         raise InputError("--source_column, --target_column: name two columns")
     if data_args.fold and parse_fold(data_args.fold).group_column:
         raise InputError(f"--fold {data_args.fold}: pairs have no groups; use {data_args.fold.rpartition('/')[0]}")
-    name, splits = _read(data_args, source_column, target_column)
+    if taken := {"source", "target"} & {*more_columns}:
+        raise InputError(f"column {min(taken)!r} is what the texts are called here; name another")
+    name, splits = _read(data_args, source_column, target_column, [*more_columns], trains)
     if "test" in splits and not any(splits["test"]["target"]):
         splits["test"] = splits["test"].remove_columns("target")
     report: dict[str, Any] = {"name": name, "hub_id": dataset_hub_id(data_args), "dropped": {}}
@@ -49,41 +59,60 @@ def load_text_pairs(
     limits = {"max_train_samples": data_args.max_train_samples, "max_eval_samples": data_args.max_eval_samples}
     # By its source alone: another translation of a text that train has is no new text.
     raw, report = complete_splits(
-        splits, report, ["source"], stratify=False, fold=parse_fold(data_args.fold), **limits
+        splits,
+        report,
+        ["source"],
+        stratify=False,
+        more_columns=more_columns,
+        fold=parse_fold(data_args.fold),
+        **limits,
     )
-    copies = sum(row["source"].strip() == row["target"].strip() for row in raw["train"])
-    if copies:
+    if trains and (copies := sum(row["source"].strip() == row["target"].strip() for row in raw["train"])):
         logger.info("  %d of the %d training targets are copies of their source", copies, len(raw["train"]))
     return raw, report
 
 
-def _read(data_args: DatasetArguments, source_column: str, target_column: str) -> tuple[str, dict[str, Dataset]]:
+def _read(
+    data_args: DatasetArguments, source_column: str, target_column: str, more_columns: list[str], trains: bool
+) -> tuple[str, dict[str, Dataset]]:
     files = {split: path for split in SPLITS if (path := getattr(data_args, f"{split}_file"))}
     suffix = f".{source_column}"
     if suffix not in SUFFIXES and any(path.endswith(suffix) for path in files.values()):
-        return _read_aligned(files, suffix, f".{target_column}")
+        if more_columns:
+            raise InputError(f"{more_columns[0]}: two aligned text files have no columns beside their lines")
+        return _read_aligned(files, suffix, f".{target_column}", trains)
     parents = [column.partition(".")[0] for column in (source_column, target_column)]
     if parents[0] == parents[1]:
         if "." not in source_column or "." not in target_column:
             raise InputError(f"--source_column {source_column}, --target_column {target_column}: one holds the other")
-        name, splits = read_splits(data_args, [], parents[0])
+        name, splits = read_splits(data_args, [], parents[0], trains=trains, more_columns=more_columns)
         places = [column.partition(".")[2] for column in (source_column, target_column)]
-        return name, {split: _unpack(split, rows, parents[0], *places) for split, rows in splits.items()}
-    name, splits = read_splits(data_args, [source_column], target_column)
+        pairs = {split: _unpack(split, rows, parents[0], *places) for split, rows in splits.items()}
+        return name, _keep_columns(pairs, splits, more_columns)
+    name, splits = read_splits(data_args, [source_column], target_column, trains=trains, more_columns=more_columns)
     pairs = {}
     for split, rows in splits.items():
         targets = rows[target_column][:] if target_column in rows.column_names else [None] * len(rows)
         pairs[split] = _to_pairs(rows["id"][:], rows[source_column][:], targets, target_column)
-    return name, pairs
+    return name, _keep_columns(pairs, splits, more_columns)
 
 
-def _read_aligned(files: dict[str, str], source_suffix: str, target_suffix: str) -> tuple[str, dict[str, Dataset]]:
-    if "train" not in files:
+def _keep_columns(pairs: dict[str, Dataset], splits: dict[str, Dataset], columns: list[str]) -> dict[str, Dataset]:
+    for split, rows in splits.items():
+        for column in columns:
+            pairs[split] = pairs[split].add_column(column, rows[column][:])
+    return pairs
+
+
+def _read_aligned(
+    files: dict[str, str], source_suffix: str, target_suffix: str, trains: bool
+) -> tuple[str, dict[str, Dataset]]:
+    if trains and "train" not in files:
         raise InputError("--validation_file and --test_file need a --train_file")
     splits = {}
     for split, path in files.items():
         if not path.endswith(source_suffix):
-            raise InputError(f"--{split}_file {path}: the train file ends in {source_suffix}, and so must this one")
+            raise InputError(f"--{split}_file {path}: another file ends in {source_suffix}, and so must this one")
         other = Path(path.removesuffix(source_suffix) + target_suffix)
         sources, targets = read_lines(path), read_lines(other) if split != "test" or other.exists() else None
         if targets is not None and len(sources) != len(targets):

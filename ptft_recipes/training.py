@@ -26,7 +26,7 @@ from ptft_recipes.errors import InputError, nearest
 from ptft_recipes.hub import check_login, repository_name
 from ptft_recipes.logs import LogCallback, configure_logging
 from ptft_recipes.merging import fold_adapter
-from ptft_recipes.metrics import LOWER_IS_BETTER
+from ptft_recipes.metrics import LOWER_IS_BETTER, NO_SCORES
 from ptft_recipes.modeling import ModelArguments, base_model_hub_id, base_model_name
 from ptft_recipes.optimization import GradualUnfreezingCallback, set_learning_rates
 from ptft_recipes.provenance import StepTimeCallback, describe_environment
@@ -235,7 +235,7 @@ class RecipeTrainer(LeavesOutRepeatedRows, SealedTrainer):
             metrics = self.evaluation_loop(loader, "Check", metric_key_prefix="eval").metrics
             self.is_in_train = False
             self.callback_handler.on_predict(self.args, self.state, self.control, metrics)  # closes the bar
-            names = [name.removeprefix("eval_") for name in metrics]
+            names = [name for eval_name in metrics if (name := eval_name.removeprefix("eval_")) not in NO_SCORES]
             if best.removeprefix("eval_") not in names:
                 known = ", ".join(name for name in names if "/" not in name)
                 raise InputError(f"--metric_for_best_model {best}: no such metric{nearest(best, names)} ({known})")

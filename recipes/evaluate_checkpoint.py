@@ -10,9 +10,10 @@
     ... --perturbations typos capitals dropped_words                  the same text as other people write it
     ... --test_file new.csv --text_column review                      other data, with the labels of the checkpoint
 
-The task is read from the checkpoint: sequence or token classification, or masked language modelling. Where its folder
-has the `config.yaml` of its run, the data options of that run are the defaults, and the scores are those of that run.
-Written are results.json, the predictions, the surest mistakes, the confusion matrix and the reliability diagram.
+The task is read from the checkpoint: sequence or token classification, masked language modelling, question answering,
+or an encoder-decoder or decoder that writes. Where its folder has the `config.yaml` of its run, the data options of
+that run are the defaults, and the scores are those of that run. Written are results.json, the predictions, the surest
+mistakes or the worst texts with a table of samples, the confusion matrix and the reliability diagram.
 """
 
 import sys
@@ -31,7 +32,6 @@ from ptft_recipes.checkpoint_report import (
     fit_on_validation,
     score_split_and_log,
     write_evaluation,
-    write_surest_mistakes,
 )
 from ptft_recipes.checkpoint_tasks import TASKS
 from ptft_recipes.data import DatasetArguments
@@ -51,17 +51,21 @@ DEFAULTS = {
 
 @dataclass
 class DataArguments(DatasetArguments):
-    """The columns to read, as in the recipe that trained the checkpoint."""
+    """The columns to read; what is not given is as in the recipe that trained the checkpoint."""
 
-    text_column: str = field(default="text", metadata={"help": "the text, or a document"})
-    text_pair_column: str | None = field(default=None, metadata={"help": "the second text of a pair"})
-    label_column: str = field(default="label", metadata={"help": "what was to be predicted"})
+    text_column: str | None = field(default=None, metadata={"help": "the text, question, source or prompt"})
+    text_pair_column: str | None = field(default=None, metadata={"help": "the second text of a pair; the context"})
+    label_column: str | None = field(default=None, metadata={"help": "what was to be predicted, found or written"})
     label_separator: str | None = field(default=None, metadata={"help": "between the labels of one multi-label cell"})
     words_column: str = field(default="tokens", metadata={"help": "lists of words, where tags are predicted"})
     tags_column: str = field(default="tags", metadata={"help": "a tag per word"})
-    max_length: int = field(default=128, metadata={"help": "tokens per example, window or block"})
-    stride: int = field(default=32, metadata={"help": "tokens that a window of words shares with the one before it"})
+    max_length: int | None = field(default=None, metadata={"help": "tokens per example, window, block or source"})
+    stride: int | None = field(default=None, metadata={"help": "tokens that two windows of one text share"})
     line_by_line: bool = field(default=False, metadata={"help": "of raw text: every line is a text of its own"})
+    task_settings: list[str] = field(
+        default_factory=list,
+        metadata={"help": "of texts, if no config.yaml has them: source_prefix=..., n_best=..., ..."},
+    )
 
 
 def main(argv=None):
@@ -71,7 +75,7 @@ def main(argv=None):
     model_args, data_args, evaluation_args, training_args, config = parse_args(
         (ModelArguments, DataArguments, EvaluationArguments, TrainingArguments), defaults, argv, __doc__
     )
-    checkpoint = read_checkpoint(model_args)
+    checkpoint = read_checkpoint(model_args, data_args.task_settings)
     run = start_run(__file__, config, model_args, training_args)
     if run["processes"] > 1:
         raise InputError("a checkpoint is evaluated by one process; start it with python, not with accelerate launch")
@@ -82,7 +86,6 @@ def main(argv=None):
     raw, run["data"] = task.load(evaluation_args.columns())
     check_evaluation(evaluation_args, task, raw)
     split, rows = evaluation_args.split, raw[evaluation_args.split]
-    groups = rows[evaluation_args.group_column][:] if evaluation_args.group_column else None
 
     # 3. Model: by plain from_pretrained, an adapter by PeftModel.
     model = load_checkpoint(checkpoint, tokenizer)
@@ -90,14 +93,14 @@ def main(argv=None):
     # 4. Train: no further; the trainer predicts, longest rows first, in bf16 where the hardware has it.
     trainer = task.make_trainer(model, training_args, raw)
     predicted = task.predict(trainer, rows)
+    groups = rows[evaluation_args.group_column][:] if evaluation_args.group_column else predicted.groups
 
     # 5. Evaluate: the scores; those of parts; probabilities; the same text as others write it; mistakes.
     output_dir = Path(training_args.output_dir)
     found = {"metrics": score_split_and_log(predicted, split, groups)}
+    task.write_examples(predicted, rows, output_dir)
     if found["metrics"]:
         found["slices"] = evaluate_slices(predicted, rows, evaluation_args.slice_columns, groups)
-        if checkpoint.problem_type:
-            write_surest_mistakes(predicted, rows, task, output_dir)
         if checkpoint.problem_type not in (None, "regression"):
             found["calibration"] = evaluate_probabilities(predicted, task.labels, groups)
             if evaluation_args.fit_on_validation:

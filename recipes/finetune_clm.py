@@ -107,17 +107,18 @@ def main(argv=None, callbacks=()):
         train_dataset=dataset["train"],
         eval_dataset=dataset["validation"],
         data_collator=CausalCollator(tokenizer),
+        generation=generation,
         processing_class=tokenizer,
         tuning_args=tuning_args,
         new_modules=new_modules,
         callbacks=[*callbacks, *early_stopping],
     )
-    before = write_completions(trainer, dataset["test"], generation, run)
+    before = write_completions(trainer, dataset["test"], run)
     trainer.train()
     trainer.save_model()
 
     # 5. Evaluate: results.json, what was written and plots in output_dir.
-    after = write_completions(trainer, dataset["test"], generation, run)
+    after = write_completions(trainer, dataset["test"], run)
     results = score_completions(trainer, raw["test"], before, after, run)
 
     # 6. Publish: the model card, and with --push_to_hub the checkpoint.

@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 # Before the Hugging Face libraries read them: no test may reach the network by accident.
@@ -527,6 +528,49 @@ def finetune_qa():
 def run_qa(finetune_qa, checkpoint, questions, tmp_path):
     """Run finetune_qa in process on the tiny model and the tiny questions; flags given later win."""
     return runner(finetune_qa, checkpoint, questions, tmp_path / "run", ["--max_length", "32", "--stride", "8"])
+
+
+@pytest.fixture(scope="session")
+def text_runs(
+    finetune_qa,
+    finetune_seq2seq,
+    checkpoint,
+    questions,
+    seq2seq_checkpoints,
+    pairs,
+    decoders,
+    prompts,
+    tmp_path_factory,
+):
+    """Return a function that gives a short run by its kind (answers, pairs, completions) and flags, made once each.
+
+    With 40 bootstrap samples and no plots.
+    """
+    from ptft_recipes import evaluation, reporting
+
+    made: dict = {}
+    recipes = {
+        "answers": (finetune_qa, checkpoint, questions, ["--max_length", "32", "--stride", "8", "--n_best", "3"]),
+        "pairs": (finetune_seq2seq, seq2seq_checkpoints["bart"], pairs, [
+            "--max_source_length", "16", "--max_target_length", "12", "--label_smoothing_factor", "0",
+            "--generation_kwargs", "num_beams=2", "--source_prefix", "the ", "--num_train_epochs", "2"]),
+        "completions": (load_recipe("finetune_clm"), decoders["llama"], prompts, [
+            "--max_length", "48", "--max_new_tokens", "6", "--num_beams", "2", "--per_device_eval_batch_size", "64",
+            "--tuning", "full", "--learning_rate", "1e-4"]),
+    }  # fmt: skip
+
+    def get(kind: str, *flags: str) -> Path:
+        if (kind, *flags) not in made:
+            folder = tmp_path_factory.mktemp(kind) / "run"
+            *parts, options = recipes[kind]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(evaluation, "bootstrap_intervals", partial(evaluation.bootstrap_intervals, resamples=40))
+                patch.setattr(reporting, "_save", lambda figure, path: None)
+                runner(*parts, folder, options)("--num_train_epochs", "1", *options, *flags)
+            made[(kind, *flags)] = folder
+        return made[(kind, *flags)]
+
+    return get
 
 
 @pytest.fixture(scope="session")

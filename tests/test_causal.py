@@ -1,6 +1,7 @@
 """Next-token prediction: packed documents are as if alone, the loss is exact, and encoders are refused."""
 
 import types
+from functools import partial
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ def test_the_loss_is_the_mean_over_all_predicted_tokens_of_the_step(decoders, de
 def test_predictions_are_the_sums_of_each_row(decoders, decoder_tokenizer, tmp_path):
     from datasets import Dataset
 
-    trainer = trainer_of(CompletionTrainer, decoders["gpt2"], decoder_tokenizer, tmp_path)
+    trainer = trainer_of(partial(CompletionTrainer, generation=None), decoders["gpt2"], decoder_tokenizer, tmp_path)
     rows = {"input_ids": DOCUMENTS, "labels": [[-100, -100, *document[2:]] for document in DOCUMENTS]}
     found = trainer.predict(Dataset.from_dict(rows | {"length": [*map(len, DOCUMENTS)]})).predictions
     for document, (loss, tokens, right) in zip(DOCUMENTS, found, strict=True):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
@@ -182,6 +183,49 @@ def test_questions_are_answered_as_the_run_did(tuning, run_qa, tmp_path, monkeyp
         app["fn"]("the " * 40, "one goal")
 
 
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [
+        ("pairs", []),
+        ("completions", []),
+        pytest.param(
+            "pairs",
+            ["--tuning", "lora", "--generation_kwargs", "num_beams=2", "min_new_tokens=4", "--learning_rate", "2e-2"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("completions", ["--tuning", "lora"], marks=pytest.mark.slow),
+        pytest.param("completions", ["--use_chat_template", "false"], marks=pytest.mark.slow),
+    ],
+)
+def test_texts_are_written_as_the_run_wrote_them(kind, flags, text_runs, tmp_path, monkeypatch):
+    run = text_runs(kind, *flags)
+    app = start(make(run, tmp_path), monkeypatch)
+    lines = read_rows(run / "predictions" / "test.jsonl")
+    asked = [line["source"] if kind == "pairs" else line["prompt"][-1]["content"] for line in lines]
+    assert [app["fn"](text) for text in asked] == [line["predicted"] for line in lines]
+    assert len({line["predicted"] for line in lines}) > 1
+    assert app["output"]["label"] == ("Translation" if kind == "pairs" else "Answer")
+    if kind == "completions":
+        with pytest.raises(ValueError, match="tokens; the model was trained on 48"):
+            app["fn"]("the " * 60)
+
+
+def test_how_texts_are_made_is_no_program(text_runs, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(text_runs("pairs"), run, ignore=shutil.ignore_patterns("checkpoint-*"))
+    results = json.loads((run / "results.json").read_text())
+    attack = '" + __import__("os").mkdir("attack") + "{max_length}'
+    results["run"]["config"] |= {"source_prefix": attack, "source_lang": "a'b", "target_lang": "c\\", "task": attack}
+    (run / "results.json").write_text(json.dumps(results))
+    monkeypatch.chdir(tmp_path)
+    app = start(make(run, tmp_path), monkeypatch)
+    app["fn"]("the cat")
+    assert not (tmp_path / "attack").exists()
+    assert app["output"]["label"] == "Translation"
+    (run / "generation_config.json").unlink()
+    assert main(["space", str(run), str(tmp_path / "other")]) == 2
+
+
 def described(tmp_path, **changes) -> Path:
     run = {
         "versions": {"python": "3.11.7", "torch": "2.13.0+cpu", "transformers": "5.23.0", "peft": "0.21"},
@@ -224,10 +268,10 @@ def test_other_tasks_a_used_folder_and_links_are_refused(tmp_path, capsys):
     assert not (tmp_path / "other").exists()
     (run / "config.json").write_text(json.dumps({"architectures": ["BertForMaskedLM"]}))
     assert main(["space", str(run), str(tmp_path / "other")]) == 2
-    assert (
-        "is for BertForMaskedLM; there are demos for text and token classification, and question answering"
-        in capsys.readouterr().err
-    )
+    assert "is for BertForMaskedLM; there are demos of what the finetune_*.py recipes train" in capsys.readouterr().err
+    (run / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"]}))  # of raw text
+    assert main(["space", str(run), str(tmp_path / "other")]) == 2
+    assert "is for GPT2LMHeadModel; there are demos of what" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,14 @@
 """`--augment` in the recipes: what is scored stays untouched, a resumed run ends in the same weights."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
-from conftest import cut_off
+import torch
+from conftest import ROOT, cut_off
+from safetensors.torch import load_file
 
 from ptft_recipes.errors import InputError
 from ptft_recipes.tag_schemes import IOB2, count_illegal
@@ -104,3 +109,33 @@ def test_a_wrong_name_ends_the_run_before_it_begins(run_cls, tmp_path, capsys):
         run_cls("--augment", "random_deletions=0.1")
     assert "random_deletion" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_the_copies_that_one_trains_on(run_cls, checkpoint, topics, tmp_path):
+    """Of a model without dropout, which each process would draw for itself; the same rows in each global batch."""
+    model = tmp_path / "model"
+    shutil.copytree(checkpoint, model)
+    config = json.loads((model / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (model / "config.json").write_text(json.dumps(config))
+    augment = ["--augment", *AUGMENT[:4]]
+    one = run_cls(*augment, model_name_or_path=model, max_train_samples=16, num_train_epochs=2)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
+    command += [str(ROOT / "accelerate_configs" / "multi_cpu.yaml"), str(ROOT / "recipes" / "finetune_cls.py")]
+    command += [*augment, "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "two")]
+    command += ["--max_length", "32", "--learning_rate", "5e-3", "--per_device_train_batch_size", "4"]
+    command += ["--max_train_samples", "16", "--num_train_epochs", "2", "--bf16", "false", "--use_cpu", "true"]
+    command += [token for split, path in topics.items() for token in (f"--{split}_file", path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((tmp_path / "two" / "results.json").read_text())
+    assert two["run"]["processes"] == 2
+    assert two["run"]["data"] == one["run"]["data"], (
+        "rows, unchanged copies, tokens, and the fingerprint of the copies"
+    )
+    assert two["run"]["data"]["augmentation"]["rows"] == 64
+    assert two["run"]["steps"] == one["run"]["steps"] == 16
+    weights = [load_file(tmp_path / name / "checkpoint-16" / "model.safetensors") for name in ("run", "two")]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, atol=1e-4, rtol=1e-3, msg=name)

@@ -56,6 +56,22 @@ def test_nothing_to_compare_is_one_line(compare_runs, tmp_path):
         compare_runs.main(["--runs", str(tmp_path / "none")])
 
 
+@pytest.mark.parametrize(("kind", "metric"), [("answers", "f1"), ("pairs", "chrf"), ("completions", None)])
+def test_runs_on_texts_are_compared_row_by_row(compare_runs, text_runs, kind, metric, capsys):
+    folders = {"long": text_runs(kind), "short": text_runs(kind, "--max_steps", "2")}
+    argv = ["--runs", *(f"{name}={folder}" for name, folder in folders.items()), "--resamples", "100"]
+    results = compare_runs.main([*argv, "--metric", metric] if metric else argv)
+    metric = metric or "perplexity"  # by which a decoder chooses its epoch
+    assert results["metric"] == metric
+    values = {name: json.loads((folder / "results.json").read_text())["metrics"][metric]["value"]
+              for name, folder in folders.items()}  # fmt: skip
+    assert values["long"] != values["short"]
+    assert {row["arm"]: row["mean"] for row in results["arms"]} == pytest.approx(values)
+    assert results["arms"][1]["difference"] == pytest.approx(values["short"] - values["long"])
+    assert results["left_out"] == []
+    assert f"| arm | seeds | {metric} | difference to long |" in capsys.readouterr().out
+
+
 @pytest.mark.slow  # seconds of imports
 def test_a_copy_runs_from_an_empty_folder(folders, tmp_path):
     (tmp_path / "empty").mkdir()

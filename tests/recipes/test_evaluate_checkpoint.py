@@ -1,19 +1,23 @@
 """A checkpoint scored by a stranger has the scores of the run that trained it; and what else is told of it."""
 
 import csv
+import dataclasses
 import json
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import load_recipe, topic_rows, write_csv
+from conftest import load_recipe, pair_rows, prompt_rows, question_rows, topic_rows, write_csv, write_jsonl
 
 from ptft_recipes import checkpoint_report, evaluation, reporting
+from ptft_recipes.checkpoint_tasks import TASKS
 from ptft_recipes.errors import InputError
 from ptft_recipes.finished_runs import read_run
 from ptft_recipes.significance import bootstrap_intervals
+from ptft_recipes.trained_checkpoints import OPTIONS, TaskSettings, TrainedCheckpoint
 
 FEW = partial(bootstrap_intervals, resamples=40)
 TINY = ["--bf16", "false", "--use_cpu", "true", "--disable_tqdm", "true"]
@@ -127,6 +131,182 @@ def test_every_task_has_the_scores_of_its_run(trained, evaluate, kind):
     assert len(found["slices"]) >= 2
     assert all(sum(scores[name]["n"] for scores in found["slices"].values()) == score["n"]
                for name, score in found["metrics"].items() if "/" not in name)  # fmt: skip
+
+
+WORDS = ["--generation_kwargs", "num_beams=2", "min_new_tokens=4", "--learning_rate", "2e-2"]  # else it writes none
+ADAPTERS = {"answers": LORA, "pairs": [*LORA, *WORDS], "completions": LORA}
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [*((kind, []) for kind in ADAPTERS), *(pytest.param(*item, marks=pytest.mark.slow) for item in ADAPTERS.items())],
+)
+def test_texts_have_the_scores_and_the_words_of_their_run(text_runs, evaluate, tmp_path, kind, flags):
+    folder = text_runs(kind, *flags)
+    trained = json.loads((folder / "results.json").read_text())
+    found = evaluate(folder)
+    expected = trained["metrics"]
+    if kind == "completions":  # the run has them before training, too
+        expected = {name: score for name, score in expected.items() if name in found["metrics"]}
+        assert {*expected} == {"rouge1", "rouge2", "rougeL", "exact_match", "length_ratio", "perplexity",
+                               "token_accuracy"}  # fmt: skip
+    assert found["metrics"] == expected
+    assert found["run"]["data"]["fingerprint"] == trained["run"]["data"]["fingerprint"]
+    before, after = (read_lines(path / "predictions" / "test.jsonl") for path in (folder, tmp_path / "evaluated"))
+    assert after == [{name: line[name] for name in after[0]} for line in before]
+    assert len({json.dumps(line["predicted"]) for line in after}) > 1
+    assert len(found["slices"]) >= 2
+    assert read_run(tmp_path / "evaluated").run["recipe"] == "evaluate_checkpoint"  # compare_runs takes it
+
+
+def test_the_defaults_of_texts_are_those_of_their_recipes(finetune_qa, finetune_seq2seq):
+    """A run's config.yaml has only what departs from them."""
+    nothing = load_recipe("evaluate_checkpoint").DataArguments()
+    for task, recipe in (("question-answering", finetune_qa), ("text2text-generation", finetune_seq2seq),
+                         ("text-generation", load_recipe("finetune_clm"))):  # fmt: skip
+        theirs = {field.name: field.default for field in dataclasses.fields(recipe.DataArguments)}
+        for name, default in vars(TaskSettings()).items():
+            assert theirs.get(name, default) == default, (task, name)
+        checkpoint = TrainedCheckpoint(None, task, [], None, None, None)
+        ours = vars(TASKS[task](checkpoint, SimpleNamespace(is_fast=True), nothing).data_args)
+        for name in ("text_column", "text_pair_column", "label_column", "max_length", "stride"):
+            theirs_name = next((other for other in (name, *OPTIONS.get(name, ())) if other in theirs), None)
+            assert ours[name] == theirs.get(theirs_name), (task, name)
+
+
+def stranger(folder: Path, copy: Path) -> Path:
+    """Copy what anybody loads of a run."""
+    copy.mkdir()
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in ("config.yaml", "results.json", "README.md"):
+            shutil.copy(path, copy)
+    return copy
+
+
+def test_questions_of_others_are_answered_with_the_threshold_of_the_run(text_runs, evaluate, tmp_path):
+    folder = text_runs("answers")
+    rows = [{"q": row["question"], "c": row["context"], "a": row["answers"], "part": i % 3}
+            for i, row in enumerate(question_rows(48, 2))]  # fmt: skip
+    flags = ["--test_file", write_jsonl(tmp_path / "test.jsonl", rows), "--text_column", "q", "--text_pair_column"]
+    flags += ["c", "--label_column", "a", "--slice_columns", "part", "--perturbations", "capitals", "dropped_words"]
+    found = evaluate(stranger(folder, tmp_path / "model"), *flags)
+    trained = json.loads((folder / "results.json").read_text())
+    assert values(found) == {name: score["value"] for name, score in trained["metrics"].items()}
+    threshold = trained["run"]["question_answering"]["no_answer_threshold"]
+    assert found["run"]["data"]["answered_by"] == {"no_answer_threshold": threshold, "n_best": 20,
+                                                   "max_answer_length": 2}  # fmt: skip
+    assert {name: part["f1"]["n"] for name, part in found["slices"].items() if "=" in name} == dict.fromkeys(
+        ("part=0", "part=1", "part=2"), 16
+    )
+    # The tiny tokenizer lowers case; of the few words of a question the one that matters is left out now and then.
+    assert found["robustness"]["capitals"]["f1"]["difference"]["value"] == 0
+    lines = read_lines(tmp_path / "evaluated" / "predictions" / "test.jsonl")
+    mistakes = read_lines(tmp_path / "evaluated" / "mistakes.jsonl")
+    wrong = {line["id"] for line in lines if line["predicted"] not in (line["gold"] or [""])}
+    assert {mistake["id"] for mistake in mistakes} == wrong != set()
+    assert [m["probability"] for m in mistakes] == sorted((m["probability"] for m in mistakes), reverse=True)
+    assert mistakes[0]["context"] in [row["c"] for row in rows]
+
+
+def test_several_questions_about_a_context_are_resampled_together(text_runs, evaluate, tmp_path):
+    rows = [row | {"question": f"{word} {row['question']}"} for row in question_rows(12, 2) for word in ("one", "a")]
+    path = write_jsonl(tmp_path / "test.jsonl", rows)
+    model = stranger(text_runs("answers"), tmp_path / "model")
+    shared = evaluate(model, "--test_file", path)["metrics"]["f1"]
+    apart = write_jsonl(tmp_path / "apart.jsonl", [row | {"row": i} for i, row in enumerate(rows)])
+    flags = ["--test_file", apart, "--group_column", "row"]
+    alone = evaluate(model, *flags, output_dir="alone")["metrics"]["f1"]
+    assert shared["value"] == alone["value"]
+    assert shared["ci95"] != alone["ci95"]
+
+
+def test_a_stranger_says_how_texts_were_read_and_sees_the_worst(text_runs, evaluate, tmp_path):
+    folder = text_runs("pairs")
+    rows = [row | {"part": i % 2} for i, row in enumerate(pair_rows(32, 2))]
+    flags = ["--test_file", write_jsonl(tmp_path / "test.jsonl", rows), "--slice_columns", "part"]
+    model, lengths = stranger(folder, tmp_path / "model"), ["max_target_length=12", "--max_length", "16"]
+    found = evaluate(model, *flags, "--perturbations", "typos", "--task_settings", "source_prefix=the ", *lengths)
+    trained = json.loads((folder / "results.json").read_text())
+    assert values(found) == {name: score["value"] for name, score in trained["metrics"].items()}
+    assert found["run"]["data"]["generation"]["num_beams"] == 2
+    assert found["run"]["data"]["signatures"] == trained["run"]["signatures"]
+    assert found["slices"]["part=1"]["bleu"]["n"] == 16
+    typos = found["robustness"]["typos"]["chrf"]
+    assert typos["value"] - typos["difference"]["value"] == pytest.approx(values(found)["chrf"])
+    assert typos["difference"]["value"] != 0
+    worst = read_lines(tmp_path / "evaluated" / "mistakes.jsonl")
+    assert [line["chrf"] for line in worst] == sorted(line["chrf"] for line in worst)
+    assert len(worst) == 32
+    assert "# The texts with the lowest chrf" in (tmp_path / "evaluated" / "mistakes.md").read_text()
+    assert (tmp_path / "evaluated" / "predictions" / "samples.md").read_text() == (
+        folder / "predictions" / "samples.md"
+    ).read_text()
+    bare = write_jsonl(tmp_path / "bare.jsonl", [{"source": row["source"]} for row in rows[:5]])
+    plain = evaluate(model, "--test_file", bare, "--task_settings", "task=summarization", *lengths, output_dir="bare")
+    assert plain["metrics"] == {}
+    assert [line["gold"] for line in read_lines(tmp_path / "bare" / "predictions" / "test.jsonl")] == [None] * 5
+    assert not (tmp_path / "bare" / "mistakes.md").exists()
+
+
+def test_chats_of_others_are_answered_as_the_run_answered(text_runs, evaluate, tmp_path):
+    folder = text_runs("completions")
+    rows = [
+        {"chat": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}],
+         "topic": row["completion"]}
+        for row in prompt_rows(32, 2)
+    ]  # fmt: skip
+    flags = ["--test_file", write_jsonl(tmp_path / "test.jsonl", rows), "--slice_columns", "topic"]
+    model = stranger(folder, tmp_path / "model")
+    found = evaluate(model, *flags, "--task_settings", "messages_column=chat", "--max_length", "48")
+    trained = json.loads((folder / "results.json").read_text())
+    assert values(found) == {name: trained["metrics"][name]["value"] for name in found["metrics"]}
+    assert found["run"]["data"]["generation"]["max_new_tokens"] == 6
+    assert {name for name in found["slices"] if name.startswith("topic=")} == {
+        "topic=the team", "topic=the atom", "topic=the bank",
+    }  # fmt: skip
+    worst = read_lines(tmp_path / "evaluated" / "mistakes.jsonl")
+    assert [line["rougeL"] for line in worst] == sorted(line["rougeL"] for line in worst)
+    assert rows[0]["chat"][0]["content"] in (tmp_path / "evaluated" / "predictions" / "samples.md").read_text()
+
+
+def test_a_plain_decoder_writes_greedily_and_not_as_its_own_settings_sample(decoders, prompts, evaluate, tmp_path):
+    model = stranger(Path(decoders["llama"]), tmp_path / "model")
+    settings = {"do_sample": True, "temperature": 0.5, "max_length": 20, "eos_token_id": 2}
+    (model / "generation_config.json").write_text(json.dumps(settings))
+    flags = ["--test_file", prompts["test"], "--max_length", "48", "--task_settings", "max_new_tokens=3"]
+    generation = evaluate(model, *flags)["run"]["data"]["generation"]
+    assert {name: generation.get(name) for name in ("do_sample", "temperature", "max_new_tokens", "eos_token_id")} == {
+        "do_sample": False, "temperature": None, "max_new_tokens": 3, "eos_token_id": [2],
+    }  # fmt: skip
+
+
+def test_what_makes_no_sense_for_texts_is_refused_in_one_line(text_runs, evaluate, run_span, corpus, tmp_path):
+    answers, pairs, completions = (text_runs(kind) for kind in ADAPTERS)
+    run_span("--max_steps", "1")
+    broken = stranger(answers, tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    config["question_answering"]["max_length"] = "32); import os"
+    (broken / "config.json").write_text(json.dumps(config))
+    fit = ["--fit_on_validation", "true"]
+    cases = [
+        (answers, fit, "--fit_on_validation: only classifiers of sequences have temperatures"),
+        (pairs, fit, "--fit_on_validation: only classifiers of sequences have temperatures"),
+        (completions, fit, "--fit_on_validation: only classifiers of sequences have temperatures"),
+        (completions, ["--perturbations", "typos"], r"typos: not for this task \(none is\)"),
+        (pairs, ["--pseudo_perplexity_blocks", "3"], "is for masked language models"),
+        (pairs, ["--slice_columns", "target"], "column 'target' is"),
+        (completions, ["--slice_columns", "messages"], "column 'messages' is"),
+        (pairs, ["--task_settings", "prefix=a"], "--task_settings prefix: no such setting"),
+        (pairs, ["--task_settings", "task=poetry"], "task: 'poetry', where translation or summarization belongs"),
+        (pairs, ["--task_settings", "n_best"], "n_best: '', where a whole number of at least 1 belongs"),
+        (broken, ["--test_file", corpus["test"]], "question_answering is .* not as finetune_qa.py writes it"),
+        (tmp_path / "span", [], "was trained by pretrain_span on raw text"),
+    ]
+    for i, (folder, flags, message) in enumerate(cases):
+        with pytest.raises(InputError, match=message) as error:
+            evaluate(folder, *flags, output_dir=f"out-{i}")
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / f"out-{i}" / "results.json").exists()
 
 
 def test_validation_and_train_are_splits_too(trained, evaluate, tmp_path):

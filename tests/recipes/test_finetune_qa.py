@@ -183,6 +183,7 @@ def test_the_stock_path_and_new_weights_train_too(run_qa, tmp_path):
         (["--n_best", "0"], "--n_best, --max_answer_length: must be at least 1"),
         (["--r_drop", "1"], "--r_drop compares one distribution per row"),
         (["--metric_for_best_model", "exact_matsch"], "no such metric; did you mean 'exact_match'"),
+        (["--metric_for_best_model", "no_answer_threshold"], r"no such metric \((loss, )?exact_match, f1(, loss)?\)"),
     ],
 )
 def test_mistakes_end_in_one_clear_line(run_qa, flags, message):

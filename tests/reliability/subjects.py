@@ -43,6 +43,13 @@ SUBJECTS = {
     "next token, packed": ("pretrain_clm", "llama", [*MLM, "--fim_rate", "0.5"]),
     "completions": ("finetune_clm", "llama", CLS),
     "sentence order": ("pretrain_sentences", "bert", MLM),
+    # 24 rows with 3 copies each; the batches of "augmentation" are changed anew at every step, too.
+    "augmentation": ("finetune_cls", "bert", [
+        "--max_train_samples", "24", "--augment", "random_deletion=0.2", "random_swap=0.2", "typos=0.5", "copies=3",
+        "span_cutoff=0.2", "mixup=0.4"]),
+    "augmentation of tags": ("finetune_token_cls", "bert", [
+        "--max_train_samples", "24", "--max_length", "16", "--stride", "4", "--augment", "random_deletion=0.2",
+        "random_swap=0.3", "copies=3", "span_cutoff=0.2"]),
     "gap filling": ("pretrain_span", "t5", [*MLM, "--dataloader_num_workers", "2"]),
 }  # fmt: skip
 

@@ -75,7 +75,7 @@ def test_killed_again_and_again(subjects, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["full", "lora", "mlm", "replaced tokens"])
+@pytest.mark.parametrize("kind", ["full", "lora", "mlm", "replaced tokens", "augmentation"])
 def test_two_processes_killed_at_random_moments(subjects, kind):
     subject, generator = subjects(kind), random.Random(f"two {kind}")
     assert subject.launch("two", 2).wait(timeout=300) == 0, subject.log("two")
