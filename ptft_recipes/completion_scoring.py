@@ -103,15 +103,23 @@ def write_completions(trainer, dataset: Dataset, config: GenerationConfig, run: 
         dataset: As `tokenize_conversations` made it.
         config: As `generation_settings` returned it.
         run: Of `start_run`; None is returned where it says not to look at the test split.
+
+    Raises:
+        InputError: A prompt and what may be written are longer than what the model reads.
     """
     if not predicts_test_split(run):
         return None
     start, args = time.monotonic(), trainer.args
-    columns = ["input_ids", "labels", "length"]
-    statistics = trainer.predict(dataset.select_columns(columns)).predictions
     prompts = [
         row["input_ids"][: row["prompt_length"]] for row in dataset.select_columns(["input_ids", "prompt_length"])
     ]
+    longest = max(map(len, prompts)) + config.max_new_tokens
+    if longest > (limit := trainer.processing_class.model_max_length):
+        raise InputError(
+            f"--max_new_tokens {config.max_new_tokens}: with the longest prompt of test {longest} tokens, and this "
+            f"model reads at most {limit}; lower it, or --max_length"
+        )
+    statistics = trainer.predict(dataset.select_columns(["input_ids", "labels", "length"])).predictions
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     mine = range(args.process_index, len(prompts), args.world_size)
     logger.info("writing %d completions", len(prompts))
