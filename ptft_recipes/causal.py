@@ -25,14 +25,13 @@ class CausalCollator:
     """Pads rows, and puts the label of each token at the token before it, which is to predict it.
 
     Args:
-        tokenizer: The model's. Without a padding token rows are padded with the end-of-text token, which nothing
-            attends to and no label asks for.
+        tokenizer: The model's. Without a padding token rows are padded with the end-of-text token, or with any:
+            nothing attends to it and no label asks for it.
         infill: Rearranges blocks of training rows, which have a `row` and an `epoch`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, infill: FillInTheMiddle | None = None):  # noqa: D107
-        pad = tokenizer.pad_token_id
-        self.pad_id = pad if pad is not None else tokenizer.eos_token_id
+        self.pad_id = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
         self.infill = infill
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -48,7 +48,7 @@ def generation_settings(
     values: dict[str, Any] = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens}
     values |= parse_generation_kwargs(settings)
     pad = tokenizer.pad_token_id
-    values |= {"eos_token_id": [*end], "pad_token_id": tokenizer.eos_token_id if pad is None else pad}
+    values |= {"eos_token_id": [*end], "pad_token_id": end[0] if pad is None else pad}
     try:
         config = GenerationConfig(**values)
         config.validate(strict=True)

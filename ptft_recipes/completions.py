@@ -197,13 +197,11 @@ def end_tokens(dataset: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> list
         InputError: None does: a model that learns from them would never stop.
     """
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    rows = dataset["train"].select_columns(["labels", "truncated"])
-    last = {
-        next(label for label in reversed(row["labels"]) if label != NO_LABEL) for row in rows if not row["truncated"]
-    }
-    if last and not last & special:
+    rows = dataset["train"].select_columns(["labels"])
+    last = {next(label for label in reversed(row["labels"]) if label != NO_LABEL) for row in rows}
+    if not last & special:  # an answer that was cut off ends in any token
         raise InputError(
             f"no answer of train ends in a special token, but in {tokenizer.decode(sorted(last)[:1])!r}: the model "
-            "would learn no end. Use a chat template that ends a turn by a token of its own"
+            "would learn no end. Use a chat template that ends a turn by a token of its own, or raise --max_length"
         )
     return sorted(last & special)

@@ -56,6 +56,8 @@ def test_a_label_stands_at_the_token_before_it_and_never_in_another_document(dec
     batch = CausalCollator(decoder_tokenizer)(rows)
     assert batch["labels"].tolist() == [[-100, 6, 0, -100], [5, -100, -100, -100]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    decoder_tokenizer.eos_token = None  # a template may end turns without one
+    assert torch.equal(CausalCollator(decoder_tokenizer)(rows)["labels"], batch["labels"])
 
 
 def trainer_of(kind, folder, decoder_tokenizer, path, stock=False):

@@ -148,3 +148,16 @@ def test_generation_stops_at_the_token_that_ends_the_answers(byte_tokenizer):
     dataset = {"train": Dataset.from_dict(tokenize_conversations(byte_tokenizer, [json.dumps(CHAT)], ["a"], 300))}
     with pytest.raises(InputError, match="no answer of train ends in a special token"):
         end_tokens(dataset, byte_tokenizer)
+
+
+def test_rows_of_which_the_prompt_was_cut_tell_how_answers_end_and_cut_answers_do_not(byte_tokenizer):
+    chat = [{"role": "user", "content": "Hello " * 9}, {"role": "assistant", "content": "Yes, and no."}]
+    shortest = len(encode_chat(byte_tokenizer, [{"role": "user", "content": "H"}, chat[1]])[0])
+    of_prompt, of_answer = (
+        {"train": Dataset.from_dict(tokenize_conversations(byte_tokenizer, [json.dumps(chat)], ["a"], length))}
+        for length in (shortest + 9, shortest - 5)
+    )
+    assert of_prompt["train"]["truncated"] == of_answer["train"]["truncated"] == [True]
+    assert byte_tokenizer.convert_ids_to_tokens(end_tokens(of_prompt, byte_tokenizer)) == ["<|im_end|>"]
+    with pytest.raises(InputError, match=r"would learn no end\. .*raise --max_length"):
+        end_tokens(of_answer, byte_tokenizer)
