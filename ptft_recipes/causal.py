@@ -1,6 +1,7 @@
 """Next-token prediction with Trainer: batches, the head where it is needed, and models that can do it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,13 @@ class CausalCollator:
     """Pads rows, and puts the label of each token at the token before it, which is to predict it.
 
     Args:
-        tokenizer: The model's. Without a padding token rows are padded with the end-of-text token, which nothing
-            attends to and no label asks for.
+        tokenizer: The model's. Without a padding token rows are padded with the end-of-text token, or with any:
+            nothing attends to it and no label asks for it.
         infill: Rearranges blocks of training rows, which have a `row` and an `epoch`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, infill: FillInTheMiddle | None = None):  # noqa: D107
-        pad = tokenizer.pad_token_id
-        self.pad_id = pad if pad is not None else tokenizer.eos_token_id
+        self.pad_id = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
         self.infill = infill
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -85,6 +85,8 @@ class NextTokenLoss:
         super().__init__(*args, compute_loss_func=masked_lm_loss, **scoring, **kwargs)
         if self.args.label_smoothing_factor:
             raise InputError("--label_smoothing_factor: not for next-token prediction, whose loss is a perplexity")
+        # Trainer counts the labels of a decoder without the first of each row; here the collator has shifted them.
+        self._loss_shifts_labels = False
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         """Compute the loss as RecipeTrainer does, with the head at labels only."""
@@ -156,9 +158,8 @@ def check_decoder(model: PreTrainedModel) -> None:
     if model.config.is_encoder_decoder:
         raise InputError(f"{model.config.model_type} is an encoder-decoder; next-token prediction needs a decoder")
     ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device)
-    was_training = model.training
-    one, other = model.eval()(input_ids=ids).logits[:, :3].float()
-    model.train(was_training)
+    with _read_on_any_device(model):
+        one, other = model(input_ids=ids).logits[:, :3].float()
     if not torch.allclose(one, other, atol=1e-3):
         raise InputError(
             f"{model.config.model_type} is an encoder here: its tokens see the next one, which is to be predicted; "
@@ -171,17 +172,29 @@ def check_packing(model: PreTrainedModel) -> None:
     """Raise an InputError for a model in which packed blocks see each other: it would learn what it never meets again.
 
     transformers keeps them apart by positions that start anew, for models that take its attention masks; states that
-    run on, as in Mamba, know nothing of that.
+    run on, as in Mamba, know nothing of that. Flash attention takes no masks, and looks at the positions in a batch of
+    one row only.
     """
-    ids = torch.tensor([[1, 2, 3, 4, 5, 6]], device=model.device)
-    positions = torch.tensor([[0, 1, 2, 0, 1, 2]], device=model.device)
-    was_training = model.training
-    model.eval()
-    packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, 3:].float()
-    alone = model(input_ids=ids[:, 3:], use_cache=False).logits[0].float()
-    model.train(was_training)
-    if not torch.allclose(packed, alone, atol=1e-3):
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6]] * 2, device=model.device)
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2]] * 2, device=model.device)
+    is_apart = "flash" not in model.config._attn_implementation
+    with _read_on_any_device(model):
+        packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 3:].float()
+        alone = model(input_ids=ids[:, 3:], use_cache=False).logits.float()
+    if not (is_apart and torch.allclose(packed, alone, atol=1e-3)):
         raise InputError(
             f"--packing: {model.config.model_type} with {model.config._attn_implementation} attention lets packed "
             "documents see each other; use --attn_implementation sdpa, or --packing false"
         )
+
+
+@contextmanager
+def _read_on_any_device(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model read without dropout, and without flash attention, which a CPU and float32 do not have."""
+    was_training, implementation = model.training, model.config._attn_implementation
+    model.eval()
+    if "flash" in implementation:
+        model.config._attn_implementation = "sdpa"
+    yield
+    model.train(was_training)
+    model.config._attn_implementation = implementation

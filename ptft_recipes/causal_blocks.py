@@ -9,15 +9,25 @@ from ptft_recipes.errors import InputError
 FEWEST = 8  # tokens of a block
 
 
-def check_causal_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Raise an InputError unless documents can be ended, and blocks of this length fit the model."""
+def block_size(tokenizer: PreTrainedTokenizerBase, max_length: int, room: int = 0) -> int:
+    """Return of how many tokens a block may be.
+
+    Args:
+        tokenizer: The model's.
+        max_length: Tokens that the model is to read at once.
+        room: By how many of them a block may grow afterwards.
+
+    Raises:
+        InputError: The tokenizer cannot end a document, the model reads less, or too little is left of a block.
+    """
     if tokenizer.eos_token_id is None:
         raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no end-of-text token to end a document by")
-    if not FEWEST <= max_length <= tokenizer.model_max_length:
+    if not FEWEST + room <= max_length <= tokenizer.model_max_length:
         raise InputError(
-            f"--max_length {max_length}: must be at least {FEWEST}, and this model reads at most "
+            f"--max_length {max_length}: must be at least {FEWEST + room}, and this model reads at most "
             f"{tokenizer.model_max_length} tokens"
         )
+    return max_length - room
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:

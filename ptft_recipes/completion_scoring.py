@@ -49,7 +49,7 @@ def generation_settings(
     values: dict[str, Any] = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens}
     values |= parse_generation_kwargs(settings)
     pad = tokenizer.pad_token_id
-    values |= {"eos_token_id": [*end], "pad_token_id": tokenizer.eos_token_id if pad is None else pad}
+    values |= {"eos_token_id": [*end], "pad_token_id": end[0] if pad is None else pad}
     try:
         config = GenerationConfig(**values)
         config.validate(strict=True)
@@ -107,17 +107,25 @@ def complete(trainer, dataset: Dataset) -> Written:
     Args:
         trainer: A `CompletionTrainer`; all processes call this together, and share the rows.
         dataset: As `tokenize_conversations` made it.
+
+    Raises:
+        InputError: A prompt and what may be written are longer than what the model reads, or the model is cut.
     """
     if is_cut(trainer):  # told before training: completions are written then too
         raise InputError(
             "each process writes completions on its own, with a whole model; use multi_gpu.yaml or ZeRO 2"
         )
-    start, args = time.monotonic(), trainer.args
-    columns = ["input_ids", "labels", "length"]
-    statistics = trainer.predict(dataset.select_columns(columns)).predictions
+    start, args, tokens = time.monotonic(), trainer.args, trainer.generation.max_new_tokens
     prompts = [
         row["input_ids"][: row["prompt_length"]] for row in dataset.select_columns(["input_ids", "prompt_length"])
     ]
+    longest = max(map(len, prompts)) + tokens
+    if longest > (limit := trainer.processing_class.model_max_length):
+        raise InputError(
+            f"--max_new_tokens {tokens}: with the longest prompt of test {longest} tokens, and this "
+            f"model reads at most {limit}; lower it, or --max_length"
+        )
+    statistics = trainer.predict(dataset.select_columns(["input_ids", "labels", "length"])).predictions
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     mine = range(args.process_index, len(prompts), args.world_size)
     logger.info("writing %d completions", len(prompts))

@@ -33,8 +33,8 @@ def tokenize_conversations(
     and the end-of-text token, one behind the other, with the beginning-of-text token in front where the tokenizer
     puts one there.
 
-    A row that is too long loses the end of the message before the last answer; what is still too long is cut off at
-    its end.
+    A row that is too long loses its first turns, but not a system message in front of them; then the end of the
+    message before the last answer; what is still too long is cut off at its end.
 
     Args:
         tokenizer: The model's.
@@ -75,7 +75,8 @@ def encode_plain(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, Any]])
     """Return ids and labels of a prompt and its completion, one behind the other."""
     if len(chat) != 2:
         raise InputError(
-            f"a chat of {len(chat)} messages needs a tokenizer with a chat template; {tokenizer.name_or_path} has none"
+            f"a chat of {len(chat)} messages needs a chat template; the tokenizer of {tokenizer.name_or_path} has "
+            "none, or --use_chat_template false leaves it out"
         )
     if tokenizer.eos_token_id is None:
         raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no end-of-text token to end a completion by")
@@ -147,6 +148,13 @@ def _fit(encode, tokenizer, chat: list[dict[str, Any]], max_length: int) -> tupl
     ids, labels = encode(chat)
     if len(ids) <= max_length:
         return (ids, labels), False
+    system = [message for message in chat[:1] if message["role"] == "system"]
+    turns = [chat[i:] for i, message in enumerate(chat) if message["role"] == "user"]
+    for later in turns[1:]:
+        chat = [*system, *later]
+        ids, labels = encode(chat)
+        if len(ids) <= max_length:
+            return (ids, labels), True
     before = chat[-2]
     ends = [
         end
@@ -189,13 +197,11 @@ def end_tokens(dataset: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> list
         InputError: None does: a model that learns from them would never stop.
     """
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    rows = dataset["train"].select_columns(["labels", "truncated"])
-    last = {
-        next(label for label in reversed(row["labels"]) if label != NO_LABEL) for row in rows if not row["truncated"]
-    }
-    if last and not last & special:
+    rows = dataset["train"].select_columns(["labels"])
+    last = {next(label for label in reversed(row["labels"]) if label != NO_LABEL) for row in rows}
+    if not last & special:  # an answer that was cut off ends in any token
         raise InputError(
             f"no answer of train ends in a special token, but in {tokenizer.decode(sorted(last)[:1])!r}: the model "
-            "would learn no end. Use a chat template that ends a turn by a token of its own"
+            "would learn no end. Use a chat template that ends a turn by a token of its own, or raise --max_length"
         )
     return sorted(last & special)

@@ -123,6 +123,7 @@ def _parse(value: Any) -> tuple[list[dict[str, Any]], str | None]:
             [],
             f"of roles {', '.join(m['role'] for m in chat)}: the assistant's must be the last, and not the first",
         )
-    if not chat[-1]["content"].strip():
-        return [], "the assistant's last message is empty"
+    for number, message in enumerate(chat, start=1):
+        if message["role"] == ASSISTANT and not (message["content"].strip() or message.get("tool_calls")):
+            return [], f"message {number} of {len(chat)} is the assistant's and empty: the model would learn silence"
     return chat, None

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken
@@ -21,7 +22,9 @@ SENTINELS = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen2.5-Coder, CodeGemma
     ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # Code Llama
 )
-ROOM = 4  # tokens that a block grows by: three sentinels, and an end of the middle where the document goes on
+MORE_PIECES = 6  # tokens that a block may have more once it is cut within two words; of English and code it is 2
+# Tokens that a block grows by: three sentinels, an end of the middle where the document goes on, and those.
+ROOM = 4 + MORE_PIECES
 
 
 def add_sentinels(
@@ -64,12 +67,14 @@ def add_sentinels(
 class FillInTheMiddle:
     """Rearranges some blocks into prefix, suffix and middle, of which a decoder writes the last.
 
-    A block is cut at two places, drawn uniformly. Behind one another are then, with a sentinel before each, prefix,
-    suffix and middle (PSM); or suffix, and prefix and middle in one (SPM). The end-of-text token ends the middle.
-    What becomes of a block depends on the seed, the epoch, its row and its place in it alone.
+    A block is cut at two places between characters, drawn uniformly, and each piece gets tokens of its own: so a model
+    may also be asked to go on within a word. Behind one another are then, with a sentinel before each, prefix, suffix
+    and middle (PSM); or suffix, and prefix and middle in one (SPM). The end-of-text token ends the middle. What
+    becomes of a block depends on the seed, the epoch, its row and its place in it alone.
 
-    The cuts are between tokens. The paper cuts between characters, so that a model may also be asked to go on within
-    a word; that makes rows of other lengths, and is not done here.
+    The cuts are between tokens where pieces could not be joined to the same text (tokenizers that put a space in front
+    of every text, such as Llama 2's, and blocks that begin or end within a character) or have too many tokens. A block
+    that holds a sentinel already is left as it is.
 
     Args:
         tokenizer: The model's.
@@ -81,8 +86,9 @@ class FillInTheMiddle:
     Raises:
         InputError: A rate that is not between 0 and 1.
 
-    Source: Bavarian et al., Efficient Training of Language Models to Fill in the Middle (2022), section 3; SPM as its
-    second variant, which shares the sentinels' order with PSM.
+    Source: Bavarian et al., Efficient Training of Language Models to Fill in the Middle (2022), section 3, by context
+    and not by document; section 4.5 for cuts between characters; SPM as its second variant, which shares the
+    sentinels' order with PSM.
     """
 
     def __init__(  # noqa: D107
@@ -97,18 +103,34 @@ class FillInTheMiddle:
             raise InputError(f"--fim_rate {rate}, --fim_spm_rate {spm_rate}: must be between 0 and 1")
         self.sentinels, self.first, self.end = sentinels, first_tokens(tokenizer), tokenizer.eos_token_id
         self.rate, self.spm_rate, self.seed = rate, spm_rate, seed
+        self.tokenizer = tokenizer
+        self.joins = self._text([*self._tokens("a"), *self._tokens("b")]) == "ab"
 
     def rearrange(self, block: Sequence[int], generator: np.random.Generator) -> list[int]:
         """Return a block as prefix, suffix and middle, in one of the two orders."""
         first, body = self.split_off_ends(block)
-        start, stop = sorted(generator.integers(0, len(body) + 1, size=2).tolist())
-        prefix, middle, suffix = body[:start], body[start:stop], body[stop:]
+        prefix, middle, suffix = self.cut(body, generator)
         before_prefix, before_suffix, before_middle = self.sentinels
         if generator.random() < self.spm_rate:
             pieces = [before_prefix, before_suffix, *suffix, before_middle, *prefix, *middle]
         else:
             pieces = [before_prefix, *prefix, before_suffix, *suffix, before_middle, *middle]
         return [*first, *pieces, self.end]
+
+    def cut(self, body: list[int], generator: np.random.Generator) -> list[list[int]]:
+        """Return the tokens of three pieces of a text: cut between characters, or else between its tokens."""
+        text = self._text(body) if self.joins else "\ufffd"
+        if "\ufffd" not in text:  # which stands for a piece of a character
+            pieces = [self._tokens(piece) for piece in _in_three(text, generator)]
+            if sum(map(len, pieces)) <= len(body) + MORE_PIECES:
+                return pieces
+        return _in_three(body, generator)
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
     def rejoin(self, block: Sequence[int]) -> list[int]:
         """Return the tokens of a rearranged block in their order, without what stands at its ends.
@@ -139,5 +161,11 @@ class FillInTheMiddle:
         for number, (end, length) in enumerate(zip(ends, lengths, strict=True)):
             block = list(input_ids[end - length : end])
             generator = np.random.default_rng([self.seed, epoch, row, number])
-            blocks.append(self.rearrange(block, generator) if generator.random() < self.rate else block)
+            is_chosen = generator.random() < self.rate and not {*self.sentinels} & {*block}
+            blocks.append(self.rearrange(block, generator) if is_chosen else block)
         return blocks
+
+
+def _in_three(whole: Any, generator: np.random.Generator) -> list[Any]:
+    start, stop = sorted(generator.integers(0, len(whole) + 1, size=2).tolist())
+    return [whole[:start], whole[start:stop], whole[stop:]]

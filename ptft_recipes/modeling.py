@@ -90,7 +90,8 @@ def from_pretrained(auto_class, model_args: ModelArguments, **kwargs):
         if isinstance(error, InputError):
             raise
         what = f"cannot load {auto_class.__name__} from {model_args.model_name_or_path}"
-        raise InputError(f"{what}: {one_line(error, 400)}") from error
+        reason = one_line(error, 400).partition(" Model type should be one of")[0]  # a hundred of them
+        raise InputError(f"{what}: {reason}") from error
 
 
 def shard_names(index: str | Path) -> list[str]:

@@ -60,7 +60,9 @@ class ContextualReplacement:
         """Return an edit per sentence; see `word_edits` for the arguments."""
         chosen = []
         for words, numbers, generator in zip(sentences, entities, generators, strict=True):
-            free = [i for i, word in enumerate(words) if core(word) and not numbers[i]]
+            # A text that holds a mask itself stays as it is: its places could not be told from those to fill.
+            is_free = self.tokenizer.mask_token not in " ".join(words)
+            free = [i for i, word in enumerate(words) if is_free and core(word) and not numbers[i]]
             chosen.append(sorted(generator.permutation(free)[: changes(words, self.share)].astype(int).tolist()))
         edits: list[Edit] = [[(word, i) for i, word in enumerate(words)] for words in sentences]
         order = np.argsort([len(words) for words in sentences], kind="stable")
@@ -113,6 +115,8 @@ def _whole_words(tokenizer, vocab_size: int) -> list[str]:
 class BackTranslation:
     """Translate sentences into another language and back, drawing each token from the ten likeliest.
 
+    A text longer than the model reads stays as it is.
+
     Args:
         forward: Hub id or folder of a sequence-to-sequence model that translates into the other language.
         backward: Of one that translates back; it may be the same.
@@ -144,11 +148,14 @@ class BackTranslation:
     ) -> list[Edit]:
         """Return an edit per sentence, whose words come from none; see `word_edits` for the arguments."""
         texts = [" ".join(words) for words in sentences]
+        tokenizer = self.ways[0][0]
+        lengths = [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
         with torch.random.fork_rng():
             for way in self.ways:
                 torch.manual_seed(int(generators[0].integers(2**62)))
                 texts = _translate(texts, *way)
-        # A translation of nothing is no text to train on.
+        # A translation of nothing is no text to train on, and one of a part may lack what the label is of.
+        texts = [text if n <= tokenizer.model_max_length else "" for text, n in zip(texts, lengths, strict=True)]
         return [[(word, 0) for word in text.split() or words] for text, words in zip(texts, sentences, strict=True)]
 
 

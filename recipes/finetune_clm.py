@@ -63,7 +63,7 @@ class DataArguments(DatasetArguments):
         default=None, metadata={"help": "chats, in the place of both: lists of messages"}
     )
     use_chat_template: bool = field(default=True, metadata={"help": "that of the tokenizer, where it has one"})
-    max_length: int = field(default=384, metadata={"help": "tokens per row; what is longer loses the prompt's end"})
+    max_length: int = field(default=384, metadata={"help": "tokens per row; first turns are cut, then prompts"})
     max_new_tokens: int = field(default=64, metadata={"help": "of an answer that does not end by itself"})
     num_beams: int = field(default=1, metadata={"help": "1 writes the most probable token, more searches"})
     generation_kwargs: list[str] = field(default_factory=list, metadata={"help": "further fields of GenerationConfig"})

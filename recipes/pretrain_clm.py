@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from ptft_recipes.cli import parse_args, run_command
 from ptft_recipes.blocks import count_blocks
 from ptft_recipes.causal import CausalCollator, CausalLMTrainer, prepare_causal_lm
-from ptft_recipes.causal_blocks import check_causal_tokenizer, split_for_next_token
+from ptft_recipes.causal_blocks import block_size, split_for_next_token
 from ptft_recipes.corpora import load_corpora, training_rows
 from ptft_recipes.data import DatasetArguments
 from ptft_recipes.evaluation import score_held_out_text
@@ -78,10 +78,9 @@ def main(argv=None):
 
     # 2. Data: train to learn from, validation to choose, test to report; no document is in two of them.
     tokenizer = load_tokenizer(model_args)
-    check_causal_tokenizer(tokenizer, data_args.max_length)
+    size = block_size(tokenizer, data_args.max_length, ROOM * (data_args.fim_rate > 0))
     raw, run["data"] = load_corpora(data_args, data_args.text_column, data_args.mix, data_args.streaming)
     kwargs = {"batched": True, "batch_size": 100, "remove_columns": ["id", data_args.text_column]}
-    size = data_args.max_length - ROOM * (data_args.fim_rate > 0)
     kwargs["fn_kwargs"] = {"tokenizer": tokenizer, "text_column": data_args.text_column, "size": size}
     with training_args.main_process_first(desc="tokenization"):
         dataset = {split: text.map(preprocess, **kwargs) for split, text in raw.items()}

@@ -57,6 +57,8 @@ def test_a_label_stands_at_the_token_before_it_and_never_in_another_document(dec
     batch = CausalCollator(decoder_tokenizer)(rows)
     assert batch["labels"].tolist() == [[-100, 6, 0, -100], [5, -100, -100, -100]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    decoder_tokenizer.eos_token = None  # a template may end turns without one
+    assert torch.equal(CausalCollator(decoder_tokenizer)(rows)["labels"], batch["labels"])
 
 
 def trainer_of(kind, folder, decoder_tokenizer, path, stock=False):
@@ -85,6 +87,18 @@ def test_the_loss_is_the_mean_over_all_predicted_tokens_of_the_step(decoders, de
     torch.testing.assert_close(torch.stack(found), (sum(parts) / tokens).expand(6), atol=1e-5, rtol=1e-5)
     found[0].backward()
     assert trainer.model.get_input_embeddings().weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_step_counts_every_label_the_first_of_a_row_too(decoders, decoder_tokenizer, tmp_path, family):
+    # The trap: of a decoder Trainer counts `labels[:, 1:]`, as if the loss were to shift them.
+    trainer = trainer_of(CausalLMTrainer, decoders[family], decoder_tokenizer, tmp_path)
+    batches = [
+        trainer.data_collator([packed()]),
+        trainer.data_collator([packed(DOCUMENTS[:1]), packed(DOCUMENTS[1:])]),
+    ]
+    counted = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
+    assert counted == sum((batch["labels"] != -100).sum() for batch in batches) == 24
 
 
 def test_predictions_are_the_sums_of_each_row(decoders, decoder_tokenizer, tmp_path):
@@ -117,3 +131,14 @@ def test_a_model_in_which_packed_documents_see_each_other_is_refused(decoders):
     model.forward = types.MethodType(lambda self, position_ids=None, **kwargs: forward(**kwargs), model)
     with pytest.raises(InputError, match="gpt2 with sdpa attention lets packed documents see each other"):
         check_packing(model)
+
+
+def test_flash_attention_keeps_packed_documents_apart_in_batches_of_one_only_and_is_tried_without_a_gpu(decoders):
+    model = load(decoders["llama"])
+    model.config._attn_implementation = "flash_attention_2"
+    check_decoder(model)
+    with pytest.raises(
+        InputError, match="llama with flash_attention_2 attention lets packed documents see each other"
+    ):
+        check_packing(model)
+    assert model.config._attn_implementation == "flash_attention_2"

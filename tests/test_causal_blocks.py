@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from ptft_recipes.blocks import pack_blocks
-from ptft_recipes.causal_blocks import check_causal_tokenizer, first_tokens, split_for_next_token
+from ptft_recipes.causal_blocks import block_size, first_tokens, split_for_next_token
 from ptft_recipes.errors import InputError
 
 TEXTS = ["the old team " * n for n in (1, 2, 3, 5, 6, 30)]
@@ -43,7 +43,7 @@ def test_a_tokenizer_that_cannot_end_a_document_and_a_length_that_does_not_fit_a
     with pytest.raises(
         InputError, match="--max_length 65: must be at least 8, and this model reads at most 64 tokens"
     ):
-        check_causal_tokenizer(decoder_tokenizer, 65)
+        block_size(decoder_tokenizer, 65)
     decoder_tokenizer.eos_token = None
     with pytest.raises(InputError, match="has no end-of-text token to end a document by"):
-        check_causal_tokenizer(decoder_tokenizer, 32)
+        block_size(decoder_tokenizer, 32)

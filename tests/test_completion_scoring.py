@@ -32,7 +32,7 @@ def test_batches_padded_on_the_left_write_what_each_prompt_gives_alone(decoders,
 def test_generation_is_greedy_unless_told_and_ends_where_answers_end(decoder_tokenizer):
     config = generation_settings([], decoder_tokenizer, [2], 7)
     assert (config.do_sample, config.num_beams, config.max_new_tokens, config.eos_token_id) == (False, 1, 7, [2])
-    assert config.pad_token_id == decoder_tokenizer.eos_token_id, "this tokenizer has no padding token"
+    assert config.pad_token_id == 2, "this tokenizer has no padding token"
     settings = ["num_beams=4", "length_penalty=0.8", "early_stopping=true"]
     config = generation_settings(settings, decoder_tokenizer, [2], 7)
     assert (config.num_beams, config.length_penalty, config.early_stopping) == (4, 0.8, True)

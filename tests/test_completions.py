@@ -102,12 +102,12 @@ def test_without_a_template_the_completion_and_its_end_have_labels(byte_tokenize
     assert byte_tokenizer.decode(rows["input_ids"][0]) == "2+2=4<|endoftext|>"
     assert labelled(byte_tokenizer, rows["input_ids"][0], rows["labels"][0]) == ["4<|endoftext|>"]
     assert rows["prompt_length"] == [4]
-    with pytest.raises(InputError, match="a chat of 4 messages needs a tokenizer with a chat template"):
+    with pytest.raises(InputError, match="a chat of 4 messages needs a chat template; the tokenizer of  has none"):
         tokenize_conversations(byte_tokenizer, [json.dumps(CHAT)], ["a"], 300)
 
 
 def test_a_long_row_loses_the_end_of_its_last_prompt_and_keeps_its_answer(byte_tokenizer):
-    long = [*CHAT[:2], {"role": "user", "content": "word " * 60}, CHAT[3]]
+    long = [{"role": "user", "content": "word " * 60}, CHAT[3]]
     whole = len(encode_chat(byte_tokenizer, long)[0])
     rows = tokenize_conversations(byte_tokenizer, [json.dumps(long)] * 2, ["a", "b"], whole - 40)
     assert rows["truncated"] == [True, True]
@@ -116,6 +116,17 @@ def test_a_long_row_loses_the_end_of_its_last_prompt_and_keeps_its_answer(byte_t
     assert text.endswith("<|im_start|>assistant\nNo more.<|im_end|>\n")
     assert text.count("word") == 52
     assert labelled(byte_tokenizer, rows["input_ids"][0], rows["labels"][0])[-1] == "No more.<|im_end|>"
+
+
+def test_a_long_chat_loses_its_first_turns_and_keeps_what_the_system_said(byte_tokenizer):
+    system = {"role": "system", "content": "Be short."}
+    chat = [system, *CHAT[:2], *CHAT[:2], *CHAT[2:]]
+    want = encode_chat(byte_tokenizer, [system, *CHAT])
+    rows = tokenize_conversations(byte_tokenizer, [json.dumps(chat)] * 2, ["a", "b"], len(want[0]))
+    assert (rows["input_ids"][0], rows["labels"][0]) == want
+    assert rows["truncated"] == [True, True]
+    rows = tokenize_conversations(byte_tokenizer, [json.dumps(chat)], ["a"], len(want[0]) - 1)
+    assert (rows["input_ids"][0], rows["labels"][0]) == encode_chat(byte_tokenizer, [system, *CHAT[2:]])
 
 
 def test_a_long_answer_is_cut_and_one_of_which_nothing_is_left_is_refused(byte_tokenizer):
@@ -137,3 +148,16 @@ def test_generation_stops_at_the_token_that_ends_the_answers(byte_tokenizer):
     dataset = {"train": Dataset.from_dict(tokenize_conversations(byte_tokenizer, [json.dumps(CHAT)], ["a"], 300))}
     with pytest.raises(InputError, match="no answer of train ends in a special token"):
         end_tokens(dataset, byte_tokenizer)
+
+
+def test_rows_of_which_the_prompt_was_cut_tell_how_answers_end_and_cut_answers_do_not(byte_tokenizer):
+    chat = [{"role": "user", "content": "Hello " * 9}, {"role": "assistant", "content": "Yes, and no."}]
+    shortest = len(encode_chat(byte_tokenizer, [{"role": "user", "content": "H"}, chat[1]])[0])
+    of_prompt, of_answer = (
+        {"train": Dataset.from_dict(tokenize_conversations(byte_tokenizer, [json.dumps(chat)], ["a"], length))}
+        for length in (shortest + 9, shortest - 5)
+    )
+    assert of_prompt["train"]["truncated"] == of_answer["train"]["truncated"] == [True]
+    assert byte_tokenizer.convert_ids_to_tokens(end_tokens(of_prompt, byte_tokenizer)) == ["<|im_end|>"]
+    with pytest.raises(InputError, match=r"would learn no end\. .*raise --max_length"):
+        end_tokens(of_answer, byte_tokenizer)

@@ -44,7 +44,8 @@ def test_chats_are_read_from_lists_and_from_json_in_a_cell(tmp_path):
     [
         (CHAT[:2], "of roles system, user: the assistant's must be the last, and not the first"),
         (CHAT[2:], "of roles assistant: the assistant's must be the last"),
-        ([*CHAT[:2], {"role": "assistant", "content": " "}], "the assistant's last message is empty"),
+        ([*CHAT[:2], {"role": "assistant", "content": " "}], "message 3 of 3 is the assistant's and empty"),
+        ([CHAT[1], {"role": "assistant", "content": ""}, *CHAT[1:]], "message 2 of 4 is the assistant's and empty"),
         ([{"role": "user"}, CHAT[2]], "message 1 of 2 lacks a `role` or a `content` that is text"),
         ("not json", "not a list of messages, and not one as JSON"),
         ([], r"list \[\] is not a list of messages"),

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import decoders as token_decoders
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from ptft_recipes.causal import CausalCollator
 from ptft_recipes.causal_blocks import split_for_next_token
 from ptft_recipes.errors import InputError
 from ptft_recipes.infilling import ROOM, FillInTheMiddle, add_sentinels
+from ptft_recipes.infilling import SENTINELS as FIM
 from ptft_recipes.tuning import TuningArguments, apply_tuning
 
 SENTINELS = [100, 101, 102]
@@ -41,6 +44,51 @@ def test_the_pieces_of_every_row_rejoin_to_its_text(decoder_tokenizer, spm_rate,
     assert abs(changed - 0.7 * 1500) < 89
 
 
+TEXT = "Für Kinder, die internationalization 1234 lesen: def naïve(x):\n    return [x] * 2  # 你好 🙂🙂\n\n" * 3
+
+
+@pytest.fixture(scope="module")
+def byte_level():
+    """A tokenizer as GPT-2's and SmolLM2's are, of some hundred tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = token_decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    fast.add_tokens([AddedToken(name, special=True, normalized=False) for name in FIM[0]])
+    return fast
+
+
+def test_cuts_are_between_characters_and_the_pieces_rejoin_to_the_text(byte_level):
+    sentinels = byte_level.convert_tokens_to_ids([*FIM[0]])
+    infill = FillInTheMiddle(byte_level, sentinels, rate=1.0, seed=1)
+    size, documents, within = 48, [TEXT, TEXT[7:99], "a", "e\u0301"], []
+    blocks = split_for_next_token(byte_level, documents, [*"abcd"], size)["input_ids"]
+    for row, before in enumerate(blocks * 40):
+        (after,) = infill(before, [len(before)], row, epoch=0)
+        _, body = infill.split_off_ends(before)
+        found = byte_level.decode(infill.rejoin(after))
+        assert found == byte_level.decode(body)
+        assert len(after) <= len(before) + ROOM
+        within.append(infill.rejoin(after) != body)
+    assert len(within) > 150
+    assert np.mean(within) > 0.3, "tokens of a word that was cut are others"
+
+
+def test_a_block_of_pieces_of_characters_is_cut_between_tokens(byte_level):
+    infill = FillInTheMiddle(byte_level, byte_level.convert_tokens_to_ids([*FIM[0]]), rate=1.0)
+    body = byte_level("ж x")["input_ids"][1:]
+    assert "\ufffd" in byte_level.decode(body)
+    assert all(infill.rejoin(infill(body, [len(body)], row, 0)[0]) == body for row in range(30))
+
+
+def test_a_block_that_holds_a_sentinel_is_left_alone(byte_level):
+    infill = FillInTheMiddle(byte_level, byte_level.convert_tokens_to_ids([*FIM[0]]), rate=1.0)
+    ids = byte_level("x <fim_suffix> y")["input_ids"]
+    assert infill(ids, [len(ids)], 0, 0) == [ids]
+
+
 def test_both_orders_are_those_of_the_paper(decoder_tokenizer):
     class Cuts:
         def __init__(self, draw):
@@ -69,13 +117,13 @@ def test_a_row_depends_on_seed_epoch_and_number_alone(decoder_tokenizer):
 
 
 def test_the_collator_rearranges_training_rows_only_and_keeps_blocks_apart(decoder_tokenizer):
-    blocks = split_for_next_token(decoder_tokenizer, ["the old team " * 9], ["a"], max_length=32 - ROOM)
+    blocks = split_for_next_token(decoder_tokenizer, ["the old team " * 9], ["a"], max_length=32)
     collator = CausalCollator(decoder_tokenizer, FillInTheMiddle(decoder_tokenizer, [37, 38, 39], 1.0))
     row = {"input_ids": blocks["input_ids"][0] * 2, "segments": blocks["length"] * 2}
     held_out = collator([row])
     assert held_out["input_ids"].tolist() == [row["input_ids"]]
     trained = collator([row | {"row": 0, "epoch": 0, "progress": 0.0}])
-    assert trained["input_ids"].shape[1] <= 64
+    assert trained["input_ids"].shape[1] <= 2 * (32 + ROOM)
     starts = (trained["position_ids"][0] == 0).nonzero()[:, 0].tolist()
     assert [trained["input_ids"][0, start].item() for start in starts] == [37, 37]
     assert trained["labels"][0, starts[1] - 1] == -100

@@ -86,6 +86,12 @@ def test_what_is_longer_than_the_model_reads_stays_as_it_is(masked_lm):
     assert max(changed) < 62
 
 
+def test_a_sentence_that_holds_a_mask_stays_as_it_is(masked_lm):
+    sentences = [["the", "[MASK]", "team"], ["the", "old", "team"]]
+    edits = ContextualReplacement(masked_lm, 0.9)(sentences, outside(sentences), generators(count=2))
+    assert [words == old for words, old in zip(words_of(edits), sentences, strict=True)] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("tokens", "words"),
     [
@@ -154,6 +160,13 @@ def test_translations_are_drawn_by_the_seed_and_never_empty(translators):
     assert all(found)
     assert {word for words in found for word in words} <= WORDS
     assert translate.digest != BackTranslation(translators[0], translators[0]).digest
+
+
+def test_a_text_longer_than_the_translator_reads_stays_as_it_is(translators):
+    long = FILLERS * 10  # 100 words, for 64 positions
+    found = words_of(BackTranslation(*translators)([long, ["new", "lab"]], [[0] * 100, [0, 0]], generators(count=2)))
+    assert found[0] == long
+    assert found[1] != ["new", "lab"]
 
 
 def test_a_model_of_many_languages_is_told_which(translators, monkeypatch):

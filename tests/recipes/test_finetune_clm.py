@@ -102,6 +102,8 @@ def test_what_cannot_work_is_refused_before_training(run_clm, tmp_path, checkpoi
         run_clm(completion_column="answer")
     with pytest.raises(InputError, match="prompts before the text would shift its labels"):
         run_clm("--tuning", "prompt_tuning", "--tuning_kwargs", "num_virtual_tokens=2")
+    with pytest.raises(InputError, match=r"--max_new_tokens 60: with the longest prompt of test \d+ tokens, and this"):
+        run_clm(max_new_tokens=60)
     assert nothing_written(tmp_path / "run")
 
 
