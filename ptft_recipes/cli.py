@@ -7,6 +7,7 @@ import gc
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ gc.freeze()
 
 from ptft_recipes.acceleration import check_processes, has_native_bf16
 from ptft_recipes.config_files import read_config
-from ptft_recipes.connections import as_lost_process
+from ptft_recipes.connections import LINGER, as_lost_process
 from ptft_recipes.errors import EXIT_CODES, InputError, nearest, one_line, tell_why
 from ptft_recipes.interruption import follow_launcher, remember_ctrl_c
 from ptft_recipes.reporting import dump_yaml
@@ -285,6 +286,7 @@ def run_command(main: Callable[[], Any]) -> None:
             raise
         code = tell_why(lost, Path(sys.argv[0]).name)
         sys.stdout.flush()
+        time.sleep(LINGER)
         os._exit(code)  # what is left of the process group would wait for the others
     # A thread of gloo that is still there when Python tears itself down takes the whole process with it (SIGABRT).
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -11,6 +11,9 @@ from ptft_recipes.errors import LostProcessError, one_line
 
 # Seconds: asked after IDLE of silence, then every INTERVAL; given up after SILENCE without an answer.
 IDLE, INTERVAL, SILENCE = 10, 5, 30
+# Seconds that a process which has lost another one waits: torchrun calls the first to end the root cause, and one that
+# fails closes its connections before it ends.
+LINGER = 5
 
 
 def keep_connections_alive() -> int:

@@ -60,6 +60,7 @@ def test_a_recipe_ends_in_one_line_with_the_rank_and_a_code(monkeypatch, capsys)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(sys, "argv", ["finetune_cls.py"])
     monkeypatch.setattr(cli.os, "_exit", sys.exit)
+    monkeypatch.setattr(cli, "LINGER", 0)
     with pytest.raises(SystemExit) as stop:
         cli.run_command(lose)
     assert stop.value.code == 6

@@ -270,7 +270,9 @@ def compare(runs: Runs, name: str, world: int) -> None:
     }  # fmt: skip
     numbers = " | ".join(f"{value:.0e}" for value in differences.values())
     print(f"\n| {name} | {world} | {numbers} | {len(one['losses'])} | {len(one['lines'])} |")
-    assert all(value < 1e-4 for value in differences.values()), differences
+    # Pearson's r of predictions that are almost equal magnifies the rounding.
+    limits = {"validation": 1e-3, "scores": 1e-3}
+    assert all(value < limits.get(what, 1e-4) for what, value in differences.items()), differences
 
 
 def test_two_processes_end_as_one_does(models, tmp_path):
