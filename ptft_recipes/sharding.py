@@ -1,7 +1,6 @@
 """FSDP and DeepSpeed, which cut a model over the processes: what Trainer leaves undone with such a model."""
 
 import contextlib
-import importlib
 from collections.abc import Iterator
 
 import torch
@@ -15,12 +14,6 @@ from ptft_recipes.optimization import LAYER
 
 # They read, keep or move single weights, of which a process has only a part, or not the one that the engine trains.
 WHOLE_ONLY = ("l2_sp", "mixout", "fgm", "merge_adapter")
-# What DeepSpeed writes into a checkpoint besides tensors.
-DEEPSPEED_CLASSES = {
-    "deepspeed.runtime.fp16.loss_scaler": ("LossScaler", "DynamicLossScaler"),
-    "deepspeed.runtime.zero.config": ("ZeroStageEnum",),
-    "deepspeed.utils.tensor_fragment": ("fragment_address",),
-}
 
 
 def is_cut(trainer: Trainer) -> bool:
@@ -153,8 +146,14 @@ def tensors_only(trainer: Trainer) -> Iterator[None]:
     if not trainer.is_deepspeed_enabled:
         yield
         return
-    classes = [
-        getattr(importlib.import_module(module), name) for module, names in DEEPSPEED_CLASSES.items() for name in names
-    ]
-    with patch_environment(torch_force_weights_only_load="1"), torch.serialization.safe_globals(classes):
+    with patch_environment(torch_force_weights_only_load="1"), torch.serialization.safe_globals(_deepspeed_classes()):
         yield
+
+
+def _deepspeed_classes() -> list[type]:
+    """Return what DeepSpeed writes into a checkpoint besides tensors."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]

@@ -86,7 +86,7 @@ def test_the_installed_command_copies_the_installed_recipe(installed, tmp_path):
     listed = python(installed, "-m", "ptft_recipes.commands", "ls", cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
     assert "finetune_cls " in listed.stdout
-    for argv in (["finetune_cls", "mine.py"], ["--config", "finetune_cls/sst2"], ["--config", "multi_cpu"]):
+    for argv in (["finetune_cls", "mine.py"], ["--config", "finetune_cls/sst2"], ["--accelerate", "multi_cpu"]):
         done = python(installed, "-m", "ptft_recipes.commands", "cp", *argv, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "mine.py").read_bytes() == (ROOT / "recipes" / "finetune_cls.py").read_bytes()
