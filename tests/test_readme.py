@@ -11,7 +11,8 @@ from ptft_recipes.commands import build_parser
 from ptft_recipes.shipped import find_shipped
 
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "recipes/README.md")]
-
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS += GUIDES
 
 # What the reader of CONTRIBUTING.md makes.
 EXAMPLES = {"recipes/finetune_similarity.py", "tests/recipes/test_finetune_similarity.py"}
@@ -71,16 +72,42 @@ def test_documented_paths_exist():
     paths = set()
     for document in DOCUMENTS:
         text = document.read_text()
-        paths |= set(re.findall(r"\b((?:recipes|ptft_recipes|accelerate_configs|tests|benchmarks)/[\w./-]*\w)", text))
-        paths |= {link for link in re.findall(r"\]\(([^)#:]+)\)", text) if document.parent == ROOT}
+        paths |= set(
+            re.findall(r"\b((?:recipes|ptft_recipes|accelerate_configs|tests|benchmarks|docs)/[\w./-]*\w)", text)
+        )
     assert len(paths) > 10
     assert paths > EXAMPLES
     missing = [path for path in sorted(paths - EXAMPLES) if not (ROOT / path).exists() and not path.endswith("_")]
     assert missing == []
 
 
-def test_the_file_tree_names_every_module():
+def headings(text: str) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of a page."""
+    lines = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", line.strip().lower()).replace(" ", "-") for line in lines}
+
+
+def test_documented_links_lead_somewhere():
+    links = [(page, link) for page in DOCUMENTS for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text())]
+    links = [(page, link) for page, link in links if not link.startswith("http")]
+    broken = []
+    for page, link in links:
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if not target.exists() or (anchor and anchor not in headings(target.read_text())):
+            broken.append(f"{page.name}: {link}")
+    assert len(links) > 50
+    assert broken == []
+
+
+def test_the_readme_leads_to_every_guide():
     text = (ROOT / "README.md").read_text()
+    assert len(GUIDES) > 5
+    assert [page.name for page in GUIDES if f"](docs/{page.name}" not in text] == []
+
+
+def test_the_file_tree_names_every_module():
+    text = (ROOT / "docs" / "files.md").read_text()
     paths = [
         path for folder in ("ptft_recipes", "recipes", "accelerate_configs") for path in (ROOT / folder).iterdir()
     ]
