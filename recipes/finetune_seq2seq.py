@@ -39,7 +39,7 @@ DEFAULTS = {
     "learning_rate": 1e-3,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 64,
-    "warmup_steps": 0.1,
+    "warmup_steps": 0.2,
     "label_smoothing_factor": 0.1,
     "train_sampling_strategy": "group_by_length",
     "eval_strategy": "epoch",
