@@ -83,7 +83,8 @@ def open_stream(data_args: DatasetArguments, text_column: str) -> tuple[dict[str
             report["cut"][split] = limit
         if not rows or next(iter(raw["train"]), None) is None:
             raise InputError(
-                f"{source}: no documents are left after {limit} were held out as {split}; their texts are not trained on"
+                f"{source}: no documents are left after {limit} were held out as {split}; what stands there again is "
+                "not trained on either"
             )
         raw[split] = Dataset.from_list(rows)
     report["rows"] = {"train": None, "validation": len(raw["validation"]), "test": len(raw["test"])}
