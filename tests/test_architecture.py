@@ -45,7 +45,7 @@ EDGES = {
     "checkpoints": set(),
     "cli": {"acceleration", "config_files", "connections", "errors", "interruption", "reporting"},
     "collators": {"blocks", "errors", "modeling"},
-    "commands": {"data", "dataset_push", "doctor", "errors", "hub", "hub_client", "shipped", "spaces"},
+    "commands": {"data", "dataset_push", "doctor", "errors", "hub", "hub_client", "planning", "shipped", "spaces"},
     "comparison": {"errors", "finished_runs", "significance", "study_files"},
     "comparison_tables": {"metrics", "reporting"},
     "completion_scoring": {
@@ -104,6 +104,7 @@ EDGES = {
     "outgoing": {"errors", "redaction", "reporting"},
     "perplexity": set(),
     "perturbations": set(),
+    "planning": {"errors", "launching", "shipped"},
     "pooling": {"errors", "evaluation", "finished_runs", "reporting"},
     "pretraining": {
         "collators", "embeddings", "errors", "modeling", "perplexity", "sampling", "sharding", "sparse_head",
@@ -159,6 +160,7 @@ EDGES = {
     "text_pairs": {"data", "errors", "folds", "reading", "splits", "tokenization"},
     "tokenization": {"errors"},
     "trained_checkpoints": {"demo", "errors", "labels", "modeling", "saved_adapters"},
+    "throughput": set(),
     "training": {
         "acceleration", "adapters", "batch_augmentation", "checkpoint_uploads", "connections", "errors", "features",
         "hub", "logs", "merging", "metrics", "modeling", "optimization", "provenance", "regularization",
