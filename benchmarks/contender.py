@@ -22,6 +22,8 @@ import torch
 import transformers
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from ptft_recipes.throughput import measure_gemm
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -90,17 +92,6 @@ def run_gemm(pace: Pace) -> None:
         pace.left = 0
         pace.wait()
         pace.tokens, pace.rows = (measure_gemm(dtype) for dtype in (torch.bfloat16, torch.float32))
-
-
-def measure_gemm(dtype: torch.dtype, size: int = 1536, seconds: float = 0.7) -> float:
-    """Return the FLOP per second of square matrix products."""
-    left, right = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
-    torch.mm(left, right)
-    start, products = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        torch.mm(left, right)
-        products += 1
-    return 2 * size**3 * products / (time.perf_counter() - start)
 
 
 def run_recipe(job: dict, pace: Pace) -> None:

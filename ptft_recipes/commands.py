@@ -1,7 +1,9 @@
 """The command `ptft`: recipes and configurations to copy, an installation to check, finished runs to publish."""
 
 import argparse
+import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -37,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `ptft` and its commands."""
     parser = _Parser(
         prog="ptft",
-        description="Recipes to pre-train and fine-tune encoders: list, copy, check, publish.",
+        description="Recipes to pre-train and fine-tune encoders: list, copy, check, plan, publish.",
         epilog=EXIT_CODES_IN_WORDS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -99,6 +101,22 @@ def build_parser() -> argparse.ArgumentParser:
     space.add_argument("folder", metavar="RUN", help="its output folder, e.g. runs/finetune_cls")
     space.add_argument("destination", metavar="DEST", nargs="?", help="new folder; by default RUN-space")
     space.add_argument("--repo_id", metavar="NAME", help="load the pushed model from there, instead of a copy of it")
+
+    plan = add(_plan, "plan", "say what a long training will take, from a few measured steps of a recipe")
+    plan.add_argument("--tokens", metavar="N", type=_number, help="to train on, those of all epochs, e.g. 1e10")
+    plan.add_argument("--devices", metavar="N,N", type=_counts, default=[1], help="e.g. 1,8,64 (default: 1)")
+    plan.add_argument("--price_per_hour", metavar="X", type=_number, help="of one device")
+    plan.add_argument(
+        "--efficiency", metavar="X", type=_share, default=1.0, help="of a device beside others, assumed (default: 1)"
+    )
+    plan.add_argument("--peak_tflops", metavar="X", type=_number, help="of a device that is not here")
+    plan.add_argument("--utilisation", metavar="X", type=_share, help="share of its peak, assumed; with --peak_tflops")
+    plan.add_argument("--steps", metavar="N", type=int, default=20, help="to time (default: 20)")
+    plan.add_argument("--accelerate_config", metavar="FILE", help="to measure with; a device is one of its processes")
+    plan.add_argument("--check", metavar="RUN", help="measure the recipe of this finished run, and compare with it")
+    plan.add_argument("--output", metavar="FILE", help="write the figures there too, as JSON")
+    plan.add_argument("name", metavar="NAME", nargs="?", help="recipe, e.g. pretrain_mlm, or a file")
+    plan.add_argument("flags", metavar="...", nargs=argparse.REMAINDER, help="flags of the recipe")
 
     completion = add(_completion, "completion", "print the script that lets a shell complete ptft")
     completion.add_argument("shell", metavar="SHELL", choices=["bash", "zsh", "tcsh"], help="bash, zsh or tcsh")
@@ -197,6 +215,64 @@ def _space(args: argparse.Namespace) -> None:
 
     destination = Path(args.destination or f"{folder}-space")
     print(write_space(folder, destination, args.repo_id))
+
+
+def _number(text: str, highest: float = float("inf")) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= highest or number == float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0" + f" and at most {highest:g}" * (highest == 1))
+    return number
+
+
+def _share(text: str) -> float:
+    return _number(text, 1)
+
+
+def _counts(text: str) -> list[int]:
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        raise argparse.ArgumentTypeError(f"{text}: give numbers from 1 on, with commas between them")
+    return [int(count) for count in text.split(",")]
+
+
+def _plan(args: argparse.Namespace) -> None:
+    if (args.peak_tflops is None) != (args.utilisation is None):
+        raise InputError("--peak_tflops and --utilisation go together: the speed of a device that is not here")
+    if args.steps < 2:
+        raise InputError(f"--steps {args.steps}: at least 2 are needed, to tell how much they differ")
+    if not (args.tokens or args.check) or not (args.name or args.check):
+        raise InputError("give --tokens and the NAME of a recipe, or --check with a finished run")
+    if args.accelerate_config and not os.path.isfile(args.accelerate_config):
+        raise InputError(
+            f"--accelerate_config {args.accelerate_config}: no such file; `ptft ls --accelerate` lists some"
+        )
+    if args.output and not Path(args.output).parent.is_dir():
+        raise InputError(f"--output {args.output}: there is no such folder")
+    from ptft_recipes import planning
+
+    name, flags = args.name, args.flags
+    if args.check and not name:
+        name, flags = planning.read_run(args.check)["recipe"], ["--config", str(Path(args.check) / "config.yaml")]
+    print(f"{name}: {args.steps} steps are timed, after some to warm up", flush=True)
+    speed = planning.measure_throughput(name, flags, args.steps, args.accelerate_config)
+    print(planning.format_speed(speed), flush=True)
+    found = {"measured": speed}
+    if args.check:
+        found["check"] = planning.check_plan(args.check, speed)
+        print(planning.format_check(args.check, found["check"]))
+    if args.tokens:
+        rate, of = speed["tokens_per_second"] / speed["processes"], "as measured here"
+        if args.peak_tflops:
+            rate = args.peak_tflops * 1e12 * args.utilisation / speed["flop_per_token"]
+            of = f"assumed, not measured: {args.peak_tflops:g} TFLOP/s at {args.utilisation:.0%}"
+        found["plan"] = planning.make_plan(args.tokens, args.devices, rate, args.price_per_hour, args.efficiency)
+        beside = f", {args.efficiency:.0%} of it beside others (assumed)" if max(args.devices) > 1 else ""
+        print(f"\n{args.tokens:,.0f} tokens; a device: {rate:,.0f} tokens per second, {of}{beside}\n")
+        print(planning.format_plan(found["plan"]))
+    if args.output:
+        Path(args.output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def _finished_run(name: str) -> Path:

@@ -88,7 +88,7 @@ def format_log(logs: dict[str, float], step: int, max_steps: int) -> str:
     >>> format_log({"loss": 0.51234, "learning_rate": 1e-4, "epoch": 0.5}, 60, 480)
     'step 60/480 | epoch 0.50 | loss 0.5123 | learning_rate 0.0001'
     """
-    if "train_runtime" in logs:
+    if "train_samples_per_second" in logs:  # not its runtime, which the count of tokens brings into every entry
         return f"trained for {logs['train_runtime']:.0f} s, {logs['train_samples_per_second']:.0f} samples/s"
     hidden = ("epoch", "total_flos")
     values = {

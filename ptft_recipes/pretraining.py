@@ -12,7 +12,6 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.trainer_callback import TrainerCallback
 
 from ptft_recipes.collators import check_packable
-from ptft_recipes.corpora import StreamedRows
 from ptft_recipes.embeddings import restore_output_bias
 from ptft_recipes.errors import InputError
 from ptft_recipes.modeling import ModelArguments, from_pretrained
@@ -20,6 +19,7 @@ from ptft_recipes.perplexity import STATISTICS, masked_lm_metrics, masked_lm_sta
 from ptft_recipes.sampling import DrawnRows, DrawSampler, MixingSampler
 from ptft_recipes.sharding import is_cut
 from ptft_recipes.sparse_head import model_body, only_at
+from ptft_recipes.streaming import StreamedRows
 from ptft_recipes.training import RecipeTrainer
 from ptft_recipes.tuning import PLAIN_METHODS, TuningArguments, apply_tuning
 

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from ptft_recipes.conll import parse_columns, parse_conllu
 from ptft_recipes.errors import InputError, one_line
-from ptft_recipes.safe_files import check_file, check_no_archive, parse_json, readable
+from ptft_recipes.safe_files import COMPRESSIONS, check_file, check_no_archive, parse_json, readable, unpacked
 from ptft_recipes.squad import is_nested, parse_articles
 
 DELIMITERS = (",", "\t", ";", "|")
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".conll", ".bio", ".conllu")
+
+LONGEST_LINE = 2**28  # bytes; a small compressed file can unpack to a line that no memory holds
 
 
 def read_rows(
@@ -49,7 +51,8 @@ def read_rows(
     path = Path(path)
     check_file(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path}: cannot read {path.suffix or 'a file without an ending'}; use {', '.join(SUFFIXES)}")
+        what, hint = path.suffix or "a file without an ending", ", or --streaming" * can_be_streamed(path)
+        raise InputError(f"{path}: cannot read {what}; use {', '.join(SUFFIXES)}{hint}")
     check_no_archive(path)
     read = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".json": _json}
     read[".txt"] = _documents if documents else _lines
@@ -60,12 +63,17 @@ def read_rows(
     return rows
 
 
+def can_be_streamed(path: str | Path) -> bool:
+    """Tell by the ending of a file whether `stream_documents` reads it."""
+    return _streamed_suffix(Path(path)) in STREAMED
+
+
 def stream_documents(path: str | Path, text_column: str) -> Iterator[dict[str, str]]:
     """Read the documents of a file one after the other, in memory that does not grow with the file.
 
     Args:
         path: A `.txt` file, with a document from each blank line to the next, or a `.jsonl`, `.ndjson` or `.parquet`
-            file.
+            file. All but the last may be compressed: `.txt.gz`, `.bz2`, `.xz`, and `.zst` with the package zstandard.
         text_column: Of the documents.
 
     Yields:
@@ -75,15 +83,20 @@ def stream_documents(path: str | Path, text_column: str) -> Iterator[dict[str, s
         InputError: As `read_rows`, once the fault is reached; or a file that can only be read as a whole.
     """
     path = Path(path)
-    read = {".txt": _documents, ".jsonl": _json_lines, ".ndjson": _json_lines, ".parquet": _parquet}
-    if path.suffix.lower() not in read:
-        raise InputError(f"{path}: --streaming reads {', '.join(read)}; convert it, or leave --streaming out")
+    suffix = _streamed_suffix(path)
+    if suffix not in STREAMED:
+        raise InputError(f"{path}: --streaming reads {', '.join(STREAMED)}; convert it, or leave --streaming out")
     check_file(path)
-    check_no_archive(path)
-    for row in _select(path, read[path.suffix.lower()](path, [text_column]), [text_column], ()):
+    if path.suffix.lower() not in COMPRESSIONS:
+        check_no_archive(path)
+    for row in _select(path, STREAMED[suffix](path, [text_column]), [text_column], ()):
         check_text(row, text_column)
         if row[text_column] and row[text_column].strip():
             yield row
+
+
+def _streamed_suffix(path: Path) -> str:
+    return (Path(path.stem) if path.suffix.lower() in COMPRESSIONS else path).suffix.lower()
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -150,8 +163,11 @@ def _decode(path: Path) -> str:
 
 def _text_lines(path: Path) -> Iterator[str]:
     """Read a file line by line, so that one of any size takes no more memory than its longest line."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):  # at \n only: JSON allows U+2028 and others inside a string
+    with unpacked(path) as file:
+        # At \n only: JSON allows U+2028 and others inside a string.
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+            if len(line) > LONGEST_LINE:
+                raise InputError(f"{path}:{number}: a line of more than {LONGEST_LINE >> 20} MiB; split it")
             text = _decode_part(line, path, number)
             if number == 1 and "\n" not in text and "\r" in text.rstrip("\r"):
                 raise InputError(f"{path}: its lines end in \\r alone, as on an old Mac; convert them: tr '\\r' '\\n'")
@@ -285,3 +301,6 @@ def _parquet(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict]]:
     # UnicodeDecodeError, a ValueError: text that is not UTF-8.
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable Parquet file: {one_line(error)}") from None
+
+
+STREAMED = {".txt": _documents, ".jsonl": _json_lines, ".ndjson": _json_lines, ".parquet": _parquet}

@@ -2,17 +2,24 @@
 
 import contextlib
 import json
+import lzma
 import math
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from fsspec.compression import compr
 
 from ptft_recipes.errors import InputError, one_line
 
 # zip, gzip, bzip2, xz, 7z, zstd, tar: how their files begin
 ARCHIVE = re.compile(rb"PK\x03\x04|\x1f\x8b|BZh\d1AY&SY|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd|(?s:.{257})ustar")
+
+# By fsspec's names; zstd is there with the package zstandard.
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 
 
 def check_file(path: str | Path) -> None:
@@ -27,6 +34,25 @@ def check_no_archive(path: Path) -> None:
         start = file.read(512)
     if ARCHIVE.match(start):
         raise InputError(f"{path}: it is an archive, or compressed, and nothing is unpacked here; unpack it first")
+
+
+@contextlib.contextmanager
+def unpacked(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to read its bytes; one whose ending is in `COMPRESSIONS` is unpacked on the way, never to the disk.
+
+    Raises:
+        InputError: It is damaged or cut off, or its compression is one that is not installed.
+    """
+    name = COMPRESSIONS.get(path.suffix.lower())
+    if name and name not in compr:
+        raise InputError(f"{path}: needs python -m pip install zstandard; or unpack it first: zstd -d")
+    try:
+        with path.open("rb") as packed, compr[name](packed, mode="rb") if name else packed as file:
+            yield file
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # of the disk; gzip and bz2 raise an OSError without one
+            raise
+        raise InputError(f"{path}: damaged or cut off: {one_line(error)}; make or copy it again") from None
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@
 
     accelerate launch recipes/pretrain_mlm.py                                     the demo, offline
     ... --train_file reports.txt --mix general.txt=0.2                            your own text, general text replayed
-    ... --train_file large.jsonl --streaming --max_steps 50000                    more text than memory
+    ... --train_file papers/ --streaming --max_steps 50000                        more text than memory
     ... --masking_unit span --mlm_probability 0.3                                 gaps of whole words instead of tokens
     accelerate launch recipes/finetune_cls.py --model_name_or_path runs/pretrain_mlm      then
 

@@ -47,6 +47,8 @@ def test_every_generator_is_seeded(tmp_path):
         ),
         ({"train_runtime": 12.3, "train_samples_per_second": 45.6}, "trained for 12 s, 46 samples/s"),
         ({"epoch": 1.0, "total_flos": 3.0}, ""),
+        # with --include_num_input_tokens_seen
+        ({"loss": 0.5, "train_runtime": 3.0, "train_tokens_per_second": 9.0}, "step 3/8 | epoch 0.00 | loss 0.5"),
     ],
 )
 def test_logs_read_as_one_line(logs, line):

@@ -1,5 +1,6 @@
 """The recipe end to end, in process, on tiny models: it learns, leaves everything behind, and hands it over intact."""
 
+import gzip
 import json
 import math
 import subprocess
@@ -130,6 +131,22 @@ def test_a_streamed_run_goes_over_its_epochs_and_is_resumed_exactly(run_mlm, tmp
     assert (tmp_path / "mlm" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_a_folder_of_files_is_streamed_and_resumed_exactly(run_mlm, tmp_path, corpus):
+    (tmp_path / "files").mkdir()
+    documents = Path(corpus["train"]).read_text().split("\n\n")
+    for i in range(3):
+        (tmp_path / "files" / f"{i}.txt.gz").write_bytes(gzip.compress("\n\n".join(documents[i::3]).encode(), mtime=0))
+    flags = ["--streaming", "--train_file", str(tmp_path / "files")]
+    common = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 6, "eval_steps": 6, "max_steps": 12,
+              "save_total_limit": 9, "shuffle_buffer_size": 20, "max_eval_samples": 5}  # fmt: skip
+    whole = run_mlm(*flags, **common, data=False, output_dir=tmp_path / "whole")
+    assert whole["run"]["data"]["name"] == "files"
+    cut_off(tmp_path / "whole", 6, tmp_path / "mlm")
+    assert run_mlm(*flags, **common, data=False)["metrics"] == whole["metrics"]
+    name = "checkpoint-12/model.safetensors"
+    assert (tmp_path / "mlm" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_general_text_is_mixed_in_and_scored_beside_the_domain(run_mlm, tmp_path):
     general = tmp_path / "general.txt"
     general.write_text("\n\n".join(f"{'a cell of the lab ' * 12}{i}" for i in range(30)))
@@ -151,19 +168,49 @@ def test_general_text_is_mixed_in_and_scored_beside_the_domain(run_mlm, tmp_path
     assert streamed["metrics"]["perplexity/general"]["n"] > 1
 
 
+def run_two(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command += [str(ROOT / "accelerate_configs" / "multi_cpu.yaml"), "--main_process_port", "0"]
+    command += [str(ROOT / "recipes" / "pretrain_mlm.py"), "--max_length", "32", "--per_device_train_batch_size", "4"]
+    command += ["--learning_rate", "5e-3", "--bf16", "false", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_files_out_go_on_exactly(tmp_path, checkpoint, corpus):
+    (tmp_path / "files").mkdir()
+    documents = Path(corpus["train"]).read_text().split("\n\n")
+    for i in range(5):
+        data = "\n\n".join(documents[i::5]).encode()
+        (tmp_path / "files" / f"{i}.txt.gz").write_bytes(gzip.compress(data, mtime=0))
+    flags = ["--train_file", str(tmp_path / "files"), "--validation_file", corpus["validation"], "--test_file"]
+    flags += [corpus["test"], "--model_name_or_path", checkpoint, "--streaming", "true", "--max_steps", "12"]
+    flags += ["--save_strategy", "steps", "--save_steps", "4", "--eval_strategy", "steps", "--eval_steps", "4"]
+    flags += ["--save_total_limit", "9", "--shuffle_buffer_size", "30"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    done = run_two(*flags, "--output_dir", str(whole))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "train: 5 files, shared out to 2 processes" in done.stdout + done.stderr
+    cut_off(whole, 8, resumed)
+    done = run_two(*flags, "--output_dir", str(resumed))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"going on from {resumed / 'checkpoint-8'}" in done.stdout + done.stderr
+    name = "checkpoint-12/model.safetensors"
+    assert (whole / name).read_bytes() == (resumed / name).read_bytes()
+    results = json.loads((whole / "results.json").read_text())
+    assert results["metrics"]["perplexity"]["value"] < results["metrics"]["perplexity_before"]["value"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("streaming", ["false", "true"])
 def test_two_processes_train_as_one_does(run_mlm, tmp_path, checkpoints, corpus, streaming):
     # ModernBERT has no dropout, which draws differently in each process.
     flags = ["--max_steps", "6", "--masking_unit", "span", "--streaming", streaming]
     one = run_mlm(*flags, model_name_or_path=checkpoints["modernbert"])
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    command += [str(ROOT / "accelerate_configs" / "multi_cpu.yaml"), "--main_process_port", "0"]
-    command += [str(ROOT / "recipes" / "pretrain_mlm.py"), "--model_name_or_path", checkpoints["modernbert"]]
-    command += ["--output_dir", str(tmp_path / "two"), "--max_length", "32", "--per_device_train_batch_size", "4"]
-    command += ["--learning_rate", "5e-3", "--bf16", "false", *flags]
-    command += [token for split, path in corpus.items() for token in (f"--{split}_file", path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    files = [token for split, path in corpus.items() for token in (f"--{split}_file", path)]
+    done = run_two(
+        "--output_dir", str(tmp_path / "two"), "--model_name_or_path", checkpoints["modernbert"], *files, *flags
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     two = json.loads((tmp_path / "two" / "results.json").read_text())
     assert two["run"]["processes"] == 2

@@ -137,7 +137,8 @@ def test_a_copy_runs_from_an_empty_folder_with_the_demo(tmp_path):
 
 
 def test_a_streamed_corpus_gives_words_and_held_out_documents(run):
-    results = run("--streaming", "--max_eval_samples", "5", "--min_count", "5")
+    texts = [f"{text} {i}" for i, text in enumerate(TEXTS)]  # what is held out is left out wherever it stands again
+    results = run("--streaming", "--max_eval_samples", "5", "--min_count", "5", texts=texts)
     assert results["run"]["data"]["rows"] == {"train": None, "validation": 5, "test": 5}
     assert results["metrics"]["tokens_saved"]["n"] == 5
     assert results["run"]["vocabulary"]["after"] == results["run"]["vocabulary"]["before"] + 3
