@@ -20,6 +20,7 @@ from ptft_recipes import features
 from ptft_recipes.acceleration import LengthGroupedSampler, take_fast_path, use_all_cores
 from ptft_recipes.adapters import AdaLoraCallback
 from ptft_recipes.batch_augmentation import augment_batches
+from ptft_recipes.batch_sizes import describe_batch
 from ptft_recipes.checkpoint_uploads import CheckpointUploads
 from ptft_recipes.connections import keep_connections_alive
 from ptft_recipes.errors import InputError, nearest
@@ -92,6 +93,7 @@ def start_run(
     run |= {"base_model_hub_id": base_model_hub_id(model_args), "stock": model_args.stock}
     if training_args.device.type == "cpu" and not model_args.stock:
         use_all_cores()  # before tokenization, and before a frozen body is run over every row
+    run["batch"] = describe_batch(training_args)
     logger.info("run: {recipe}, seed {seed}, {processes} process(es), {hardware}, {precision}".format_map(run))
     claim_output_dir(training_args, run, model_args.allow_changes)
     return run

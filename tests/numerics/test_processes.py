@@ -44,6 +44,7 @@ SUBJECTS = {
     "LoRA": ("finetune_cls", "bert", "topics", [*LENGTH, *RANDOM, "--tuning", "lora"]),
     "sequence to sequence": ("finetune_seq2seq", "bart", "pairs", PAIR_LENGTHS),
     "accumulation": ("finetune_cls", "bert", "topics", [*LENGTH, "--gradient_accumulation_steps", "2"]),
+    "global batch": ("finetune_cls", "bert", "topics", [*LENGTH, "--global_batch_size", str(BATCH)]),
     "regression": ("finetune_cls", "bert", "numbers", [*LENGTH, "--metric_for_best_model", "mse"]),
     "several labels": ("finetune_cls", "bert", "sets", [*LENGTH, "--label_separator", "|"]),
     "token classification": ("finetune_token_cls", "bert", "tagged", ["--max_length", "16", "--stride", "4"]),
@@ -56,7 +57,7 @@ SUBJECTS = {
     "sentence order": ("pretrain_sentences", "bert", "corpus", LENGTH),
     "gap filling": ("pretrain_span", "t5", "corpus", LENGTH),
 }  # fmt: skip
-FEW = ["classification", "masked language modelling"]
+FEW = ["classification", "masked language modelling", "global batch"]
 # Fewer rows than 4 processes, split by split; what is not named has as many as above.
 EDGES = {
     "3 training rows": ("classification", {"train": 3}),
@@ -146,7 +147,8 @@ class Runs:
             flags = [flag.replace("GENERAL", str(self.general)) for flag in flags]
             argv = ["--model_name_or_path", self.models[family], *COMMON, *flags, *self.files(kind, ROWS | rows)]
             accumulation = 2 if "--gradient_accumulation_steps" in flags else 1
-            batch = str(BATCH // accumulation // world)
+            # A global batch is split by the recipe: 2 x 4 rows of one process, 4 of each of two, 2 of each of four.
+            batch = "4" if "--global_batch_size" in flags else str(BATCH // accumulation // world)
             argv += ["--per_device_train_batch_size", batch, "--per_device_eval_batch_size", batch]
             jobs.append((recipe, [*argv, "--output_dir", str(self.output_dir(name, world))]))
         with socket.socket() as free:
