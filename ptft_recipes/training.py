@@ -42,6 +42,7 @@ from ptft_recipes.repeated_rows import LeavesOutRepeatedRows
 from ptft_recipes.resuming import claim_output_dir
 from ptft_recipes.sealed_trainer import SealedTrainer
 from ptft_recipes.sharding import check_options, load_whole
+from ptft_recipes.smaller_batches import FindsBatchSize
 from ptft_recipes.tuning import TuningArguments, count_parameters
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def _trackers(training_args: TrainingArguments) -> list[type]:
         raise InputError(f"--report_to: {error}") from error
 
 
-class RecipeTrainer(LeavesOutRepeatedRows, SealedTrainer):
+class RecipeTrainer(FindsBatchSize, LeavesOutRepeatedRows, SealedTrainer):
     """SealedTrainer with an exact loss, an exact validation loss, and a stop at the first non-finite step.
 
     - Trainer takes any model whose `forward` has `**kwargs` for one that divides its loss by `num_items_in_batch`;
@@ -115,7 +116,8 @@ class RecipeTrainer(LeavesOutRepeatedRows, SealedTrainer):
     - With batches grouped by length, Trainer ends an epoch on its shortest rows, and predicts in shuffled order; here
       the batches are shuffled (`LengthGroupedSampler`), rows are predicted longest first, and `predict` returns them
       in the order of the data set.
-    - The rows that fill up the last batch of several processes count in no loss (`LeavesOutRepeatedRows`).
+    - The rows that fill up the last batch of several processes count in no loss (`LeavesOutRepeatedRows`), and where
+      memory does not suffice fewer rows are taken at once, not fewer in a step (`FindsBatchSize`).
     - Evaluating before training no longer keeps the processes from averaging their gradients.
     - Trainer's `eval_loss` is a mean of batch means; here it is the mean over all items, none counted twice.
     - Trainer shows a nan loss as the running mean and finishes; here training stops before the weights change.

@@ -82,6 +82,7 @@ EDGES = {
     "gap_filling": {"collators", "errors", "gaps", "modeling", "objectives", "perplexity", "pretraining", "tuning"},
     "gap_tokens": {"blocks", "modeling"},
     "gaps": {"blocks", "errors", "gap_tokens"},
+    "generators": set(),
     "generation": {"errors", "evaluation", "generation_kwargs", "samples", "text_metrics", "training"},
     "generation_demo": set(),
     "generation_kwargs": {"errors"},
@@ -140,6 +141,7 @@ EDGES = {
     "shipped": {"errors"},
     "significance": {"resampling"},
     "slices": set(),
+    "smaller_batches": {"batch_sizes", "errors", "generators", "resources"},
     "soups": {
         "card", "data", "ensembles", "errors", "evaluation", "finished_runs", "merging", "modeling", "provenance",
         "reporting", "trained_checkpoints",
@@ -162,7 +164,7 @@ EDGES = {
     "training": {
         "acceleration", "adapters", "batch_augmentation", "batch_sizes", "checkpoint_uploads", "connections", "errors",
         "features", "hub", "logs", "merging", "metrics", "modeling", "optimization", "provenance", "regularization",
-        "repeated_rows", "resuming", "sealed_trainer", "sharding", "tuning",
+        "repeated_rows", "resuming", "sealed_trainer", "sharding", "smaller_batches", "tuning",
     },
     "tuning": {"adapters", "errors", "merging", "optimization", "saved_adapters"},
     "vocabulary": {"errors"},
