@@ -29,6 +29,7 @@ MAY_CHANGE = {
     "output_dir", "run_name", "project", "report_to", "trackio_space_id", "disable_tqdm", "do_predict",
     "save_strategy", "save_steps", "save_total_limit",
     "per_device_eval_batch_size", "eval_accumulation_steps", "gradient_checkpointing", "gradient_checkpointing_kwargs",
+    "activation_checkpointing", "activation_checkpointing_kwargs",
     "torch_empty_cache_steps", "skip_memory_metrics", "push_to_hub", "train_file", "validation_file", "test_file",
 }  # fmt: skip
 MAY_CHANGE_PREFIXES = (
