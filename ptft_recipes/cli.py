@@ -24,6 +24,7 @@ gc.enable()
 gc.freeze()
 
 from ptft_recipes.acceleration import check_processes, has_native_bf16
+from ptft_recipes.batch_sizes import OPTION, keep_global_batch
 from ptft_recipes.config_files import read_config
 from ptft_recipes.connections import LINGER, as_lost_process
 from ptft_recipes.errors import EXIT_CODES, InputError, nearest, one_line, tell_why
@@ -69,6 +70,7 @@ RANGES = {
     "per_device_train_batch_size": (1, 10**6),
     "per_device_eval_batch_size": (1, 10**6),
     "gradient_accumulation_steps": (1, 10**6),
+    OPTION: (1, 10**9),
     "num_train_epochs": (0, math.inf),
     "dataloader_num_workers": (0, 1024),
     "learning_rate": (0, math.inf),
@@ -156,6 +158,13 @@ def build_parser(
     )
     parser._optionals.title = "training (transformers.TrainingArguments)"
     names = {field.name for dataclass_type in dataclass_types for field in dataclasses.fields(dataclass_type)}
+    if "per_device_train_batch_size" in names:
+        # A field would be one option more in every recipe, also in those that train nothing.
+        help_text = (
+            "rows per optimizer step, of all processes; the accumulation follows, and the batch size may shrink"
+        )
+        parser._optionals.add_argument(f"--{OPTION}", f"--{OPTION.replace('_', '-')}", type=int, help=help_text)
+        names.add(OPTION)
     for name in defaults:
         if name not in names:
             raise KeyError(f"DEFAULTS names {name!r}, which is no argument{nearest(name, names)}")
@@ -168,7 +177,7 @@ def build_parser(
     parser.add_argument("--config", metavar="FILE", help="flat YAML file of arguments; flags override it")
     parser.add_argument("--print_config", action="store_true", help="print the configuration, checked, and stop")
     parser.add_argument("--help_all", action="help", help="show every field of TrainingArguments too")
-    shown = {*defaults, *COMMON_TRAINING_ARGUMENTS, "config", "print_config", "help", "help_all"}
+    shown = {*defaults, *COMMON_TRAINING_ARGUMENTS, OPTION, "config", "print_config", "help", "help_all"}
     for action in parser._actions:
         kind = getattr(action.type, "__name__", "").removeprefix("string_to_").upper()
         action.metavar = action.metavar or (
@@ -212,6 +221,7 @@ def parse_args(
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser(dataclass_types, defaults, description, show_all="--help_all" in argv)
     names = {field.name for dataclass_type in dataclass_types for field in dataclasses.fields(dataclass_type)}
+    names |= {OPTION} & parser.plain_defaults.keys()
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     path = first.parse_known_args(argv)[0].config
@@ -243,6 +253,8 @@ def parse_args(
     values = vars(namespace)
     try:
         check_processes(values.get("use_cpu", False))
+        if OPTION in names:
+            keep_global_batch(values, from_file, argv)
         instances = [
             dataclass_type(**{f.name: values[f.name] for f in dataclasses.fields(dataclass_type) if f.init})
             for dataclass_type in dataclass_types

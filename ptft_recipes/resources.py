@@ -83,6 +83,22 @@ def _is_disk_error(error: BaseException) -> bool:
     return False
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an allocation has failed, of a GPU, of the host, or of a process that works for this one.
+
+    Args:
+        error: That was raised.
+    """
+    if not isinstance(error, (RuntimeError, MemoryError, OSError)):
+        return False
+    return (
+        isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        or getattr(error, "errno", None) == errno.ENOMEM  # a loader worker that cannot be started
+        or should_reduce_batch_size(error)
+        or any(text in str(error) for text in MEMORY_MESSAGES)
+    )
+
+
 @contextlib.contextmanager
 def explain_out_of_memory(model: torch.nn.Module, training_args: TrainingArguments) -> Iterator[None]:
     """Turn a failed allocation, of the GPU or of the host, into a ResourceError that names what helps.
@@ -94,17 +110,14 @@ def explain_out_of_memory(model: torch.nn.Module, training_args: TrainingArgumen
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:
-        told = str(error)
-        if not (
-            isinstance(error, (MemoryError, torch.OutOfMemoryError))
-            or getattr(error, "errno", None) == errno.ENOMEM  # a loader worker that cannot be started
-            or should_reduce_batch_size(error)
-            or any(text in told for text in MEMORY_MESSAGES)
-        ):
+        if not is_out_of_memory(error):
             raise
+        told = str(error)
         size, steps = training_args.per_device_train_batch_size, training_args.gradient_accumulation_steps
         if model.training:
-            smaller = f"--per_device_train_batch_size {max(size // 2, 1)} --gradient_accumulation_steps {steps * 2}"
+            smaller = f"--per_device_train_batch_size {size // 2} --gradient_accumulation_steps {steps * 2}"
+            if size == 1:
+                smaller = "--tuning lora"
             what = f"in training, with --per_device_train_batch_size {size}"
         else:
             size = training_args.per_device_eval_batch_size

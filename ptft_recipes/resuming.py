@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ptft_recipes.batch_sizes import format_batch
 from ptft_recipes.checkpoints import MANIFEST, checkpoints_in, find_damage, read_manifest, sweep
 from ptft_recipes.errors import InputError, one_line
 from ptft_recipes.reporting import WRITTEN_BY_A_RUN, write_yaml
@@ -28,6 +29,7 @@ MAY_CHANGE = {
     "output_dir", "run_name", "project", "report_to", "trackio_space_id", "disable_tqdm", "do_predict",
     "save_strategy", "save_steps", "save_total_limit",
     "per_device_eval_batch_size", "eval_accumulation_steps", "gradient_checkpointing", "gradient_checkpointing_kwargs",
+    "activation_checkpointing", "activation_checkpointing_kwargs",
     "torch_empty_cache_steps", "skip_memory_metrics", "push_to_hub", "train_file", "validation_file", "test_file",
 }  # fmt: skip
 MAY_CHANGE_PREFIXES = (
@@ -43,6 +45,12 @@ MAY_GROW = ("num_train_epochs", "max_steps")
 # Of `run`, besides its configuration: what the weights depend on, and what only their last bits do.
 COMPARED = ("recipe", "processes", "engine", "precision", "device")
 NOTED = ("hardware", "versions")
+# How the rows of an optimizer step are split. Whole copies of a model make the same step of the same rows.
+SPLIT = {
+    "global_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps", "auto_find_batch_size",
+    "processes", "engine",
+}  # fmt: skip
+WHOLE_COPIES = {"none", "ddp"}
 
 # The loader workers of a run that was killed hold its lock until they notice, which takes them 5 s.
 LOCK_SECONDS = 7
@@ -119,6 +127,8 @@ def _decide(training_args: TrainingArguments, run: dict[str, Any], allow_changes
             logger.warning(
                 "%s: %s then, now %s; the last bits of the weights may differ", name, sealed[name], run[name]
             )
+    if _same_rows(sealed, run) and sealed["batch"] != run["batch"]:
+        logger.warning("batch: %s then; dropout will draw other masks from here on", format_batch(sealed["batch"]))
     logger.info("going on from %s", checkpoint)
     resumed = {"resumed": {"from": checkpoint.name, "changed": changed, "allowed": list(allow_changes)}}
     return started | ({"id": sealed["id"]} if same_folder else {}) | {"checkpoint": str(checkpoint)} | resumed
@@ -281,12 +291,24 @@ def differences(then: dict[str, Any], now: dict[str, Any], may_grow: bool = True
             changed["data"] = tuple(
                 " ".join(f"{split} {of.get(split)}" for split in splits) for of in (then["data"], data)
             )
+    if _same_rows(then, now):
+        changed = {name: pair for name, pair in changed.items() if name not in SPLIT}
     if then.get("initial_weights") != now.get("initial_weights", then.get("initial_weights")):
         changed["initial_weights"] = then.get("initial_weights"), now["initial_weights"]
     return changed
 
 
+def _same_rows(then: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Tell whether the optimizer steps of two runs are over the same rows, however these are split."""
+    batches = [run.get("batch") for run in (then, now)]
+    return (
+        None not in batches
+        and batches[0]["rows"] == batches[1]["rows"]
+        and ({then.get("engine"), now.get("engine")} <= WHOLE_COPIES)
+    )
+
+
 def identify(run: dict[str, Any]) -> dict[str, Any]:
     """Return what a manifest keeps of a run, for `check_same_run`."""
-    kept = {name: run.get(name) for name in ("id", "config", "initial_weights", *COMPARED, *NOTED)}
+    kept = {name: run.get(name) for name in ("id", "config", "batch", "initial_weights", *COMPARED, *NOTED)}
     return kept | {"data": run["data"]["fingerprint"]}

@@ -228,8 +228,8 @@ class _Checker:
 
     def __init__(self, path, recipe: ModuleType, types: list[type]):
         self.path, self.recipe, self.lists = path, recipe, {}
-        self.names = [field.name for owner in types for field in dataclasses.fields(owner)]
         self.parser = build_parser(types, recipe.DEFAULTS)
+        self.names = list(self.parser.plain_defaults)
         self.parser.error = self._refuse
 
     def _refuse(self, message: str) -> NoReturn:

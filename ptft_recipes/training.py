@@ -20,6 +20,7 @@ from ptft_recipes import features
 from ptft_recipes.acceleration import LengthGroupedSampler, take_fast_path, use_all_cores
 from ptft_recipes.adapters import AdaLoraCallback
 from ptft_recipes.batch_augmentation import augment_batches
+from ptft_recipes.batch_sizes import describe_batch
 from ptft_recipes.checkpoint_uploads import CheckpointUploads
 from ptft_recipes.connections import keep_connections_alive
 from ptft_recipes.errors import InputError, nearest
@@ -41,6 +42,7 @@ from ptft_recipes.repeated_rows import LeavesOutRepeatedRows
 from ptft_recipes.resuming import claim_output_dir
 from ptft_recipes.sealed_trainer import SealedTrainer
 from ptft_recipes.sharding import check_options, load_whole
+from ptft_recipes.smaller_batches import FindsBatchSize
 from ptft_recipes.tuning import TuningArguments, count_parameters
 
 logger = logging.getLogger(__name__)
@@ -92,6 +94,7 @@ def start_run(
     run |= {"base_model_hub_id": base_model_hub_id(model_args), "stock": model_args.stock}
     if training_args.device.type == "cpu" and not model_args.stock:
         use_all_cores()  # before tokenization, and before a frozen body is run over every row
+    run["batch"] = describe_batch(training_args)
     logger.info("run: {recipe}, seed {seed}, {processes} process(es), {hardware}, {precision}".format_map(run))
     claim_output_dir(training_args, run, model_args.allow_changes)
     return run
@@ -104,7 +107,7 @@ def _trackers(training_args: TrainingArguments) -> list[type]:
         raise InputError(f"--report_to: {error}") from error
 
 
-class RecipeTrainer(LeavesOutRepeatedRows, SealedTrainer):
+class RecipeTrainer(FindsBatchSize, LeavesOutRepeatedRows, SealedTrainer):
     """SealedTrainer with an exact loss, an exact validation loss, and a stop at the first non-finite step.
 
     - Trainer takes any model whose `forward` has `**kwargs` for one that divides its loss by `num_items_in_batch`;
@@ -113,7 +116,8 @@ class RecipeTrainer(LeavesOutRepeatedRows, SealedTrainer):
     - With batches grouped by length, Trainer ends an epoch on its shortest rows, and predicts in shuffled order; here
       the batches are shuffled (`LengthGroupedSampler`), rows are predicted longest first, and `predict` returns them
       in the order of the data set.
-    - The rows that fill up the last batch of several processes count in no loss (`LeavesOutRepeatedRows`).
+    - The rows that fill up the last batch of several processes count in no loss (`LeavesOutRepeatedRows`), and where
+      memory does not suffice fewer rows are taken at once, not fewer in a step (`FindsBatchSize`).
     - Evaluating before training no longer keeps the processes from averaging their gradients.
     - Trainer's `eval_loss` is a mean of batch means; here it is the mean over all items, none counted twice.
     - Trainer shows a nan loss as the running mean and finishes; here training stops before the weights change.

@@ -665,3 +665,15 @@ def without_accelerate(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launching, "LAUNCH", [sys.executable, str(launcher)])
         yield
+
+
+@pytest.fixture(scope="session")
+def without_dropout(checkpoint, tmp_path_factory):
+    """The tiny model without dropout, which fewer rows at once would draw otherwise."""
+    folder = tmp_path_factory.mktemp("without_dropout")
+    for path in Path(checkpoint).iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config |= {name: 0.0 for name, value in config.items() if "drop" in name and isinstance(value, float)}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)

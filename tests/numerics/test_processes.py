@@ -5,17 +5,11 @@
 """
 
 import json
-import os
-import socket
-import sys
-import traceback
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import (
     TOPICS,
-    load_recipe,
     pair_rows,
     prompt_rows,
     question_rows,
@@ -25,7 +19,7 @@ from conftest import (
     write_csv,
     write_jsonl,
 )
-from reliability.killing import CONTEXT
+from numerics.ranks import run_ranks
 from safetensors.torch import load_file
 
 BATCH, ROWS = 8, {"train": 21, "validation": 13, "test": 11}
@@ -44,6 +38,7 @@ SUBJECTS = {
     "LoRA": ("finetune_cls", "bert", "topics", [*LENGTH, *RANDOM, "--tuning", "lora"]),
     "sequence to sequence": ("finetune_seq2seq", "bart", "pairs", PAIR_LENGTHS),
     "accumulation": ("finetune_cls", "bert", "topics", [*LENGTH, "--gradient_accumulation_steps", "2"]),
+    "global batch": ("finetune_cls", "bert", "topics", [*LENGTH, "--global_batch_size", str(BATCH)]),
     "regression": ("finetune_cls", "bert", "numbers", [*LENGTH, "--metric_for_best_model", "mse"]),
     "several labels": ("finetune_cls", "bert", "sets", [*LENGTH, "--label_separator", "|"]),
     "token classification": ("finetune_token_cls", "bert", "tagged", ["--max_length", "16", "--stride", "4"]),
@@ -56,7 +51,7 @@ SUBJECTS = {
     "sentence order": ("pretrain_sentences", "bert", "corpus", LENGTH),
     "gap filling": ("pretrain_span", "t5", "corpus", LENGTH),
 }  # fmt: skip
-FEW = ["classification", "masked language modelling"]
+FEW = ["classification", "masked language modelling", "global batch"]
 # Fewer rows than 4 processes, split by split; what is not named has as many as above.
 EDGES = {
     "3 training rows": ("classification", {"train": 3}),
@@ -94,28 +89,6 @@ def make(kind: str, split: str, count: int, folder: Path) -> str:
     return write_jsonl(folder / f"{split}.jsonl", rows)
 
 
-def run_rank(rank: int, world: int, port: int, jobs: list, log: str) -> None:
-    """Be one process of several, as torchrun would start it, and do some runs."""
-    with open(log, "a", encoding="utf-8") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    torch.set_num_threads(1)
-    os.environ["ACCELERATE_USE_CPU"] = "true"
-    if world > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
-        os.environ |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_PORT": str(port)}
-    try:
-        for recipe, argv in jobs:
-            load_recipe(recipe).main(argv)
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # threads of gloo would take the process with them
-
-
 class Runs:
     """Runs by the number of processes and by name: each number of processes is started once for all of its runs."""
 
@@ -146,23 +119,11 @@ class Runs:
             flags = [flag.replace("GENERAL", str(self.general)) for flag in flags]
             argv = ["--model_name_or_path", self.models[family], *COMMON, *flags, *self.files(kind, ROWS | rows)]
             accumulation = 2 if "--gradient_accumulation_steps" in flags else 1
-            batch = str(BATCH // accumulation // world)
+            # A global batch is split by the recipe: 2 x 4 rows of one process, 4 of each of two, 2 of each of four.
+            batch = "4" if "--global_batch_size" in flags else str(BATCH // accumulation // world)
             argv += ["--per_device_train_batch_size", batch, "--per_device_eval_batch_size", batch]
             jobs.append((recipe, [*argv, "--output_dir", str(self.output_dir(name, world))]))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        logs = [str(self.folder / f"{names[0]}-{world}-{rank}.log") for rank in range(world)]
-        ranks = [CONTEXT.Process(target=run_rank, args=(r, world, port, jobs, logs[r])) for r in range(world)]
-        try:
-            for process in ranks:
-                process.start()
-            for process, log in zip(ranks, logs, strict=True):
-                process.join(60 + 30 * len(jobs))
-                assert process.exitcode == 0, Path(log).read_text()[-3000:]
-        finally:
-            for process in ranks:
-                process.kill()
+        run_ranks(world, jobs, self.folder, names[0])
 
     def end(self, name: str, world: int) -> dict:
         """Return what a run has left."""
