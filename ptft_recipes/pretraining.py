@@ -66,6 +66,7 @@ class BlockTrainer(PredictsBeforeTraining, RecipeTrainer):
     def get_train_dataloader(self):
         """Return the loader of the training rows, as draws."""
         if isinstance(self.train_dataset, StreamedRows):
+            self.train_dataset.batch_size = self._train_batch_size  # memory may have shown that it is to be smaller
             return super().get_train_dataloader()
         return self._get_dataloader(
             dataset=DrawnRows(self.train_dataset),

@@ -173,7 +173,7 @@ def stream_rows(
         total = training_args.max_steps * batch_size * training_args.gradient_accumulation_steps * world
     else:
         total = training_args.num_train_epochs * blocks
-    files, share = parts[0].num_shards, None
+    files, share = parts[0].num_shards, (0, 1)
     if blocks is None and 1 < world <= files:
         # `shard` gives whole files; for fewer files than processes, `split_dataset_by_node` every world-th row.
         parts = [
@@ -187,12 +187,12 @@ def stream_rows(
                 f"the files that process {rank} of {world} would read hold no text; put as much into each file, or "
                 "start fewer processes"
             )
-        share = (rank, world, batch_size)
+        share = (rank, world)
         report["fingerprint"]["train"] += f", in {world} shares"
         logger.info("  train: %d files, shared out to %d processes", files, world)
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
-    shares = [share for share in report["mix"].values() if share]
-    return StreamedRows(parts, shares, seed, buffer_size, blocks, total, share)
+    weights = [weight for weight in report["mix"].values() if weight]
+    return StreamedRows(parts, weights, seed, buffer_size, blocks, total, share, batch_size)
 
 
 class StreamedRows(data.IterableDataset):
@@ -208,9 +208,10 @@ class StreamedRows(data.IterableDataset):
         buffer_size: Blocks among which the next is drawn.
         length: Blocks in an epoch of a single stream.
         total: Rows that the whole training will read.
-        share: Number of this process, of processes, and of rows in a batch of each, where the streams are of this
-            process alone. Rows of other processes are None then: accelerate deals out the rows of an iterable data set
-            as if every process read all of them, and has no way to be told that they do not.
+        share: Number of this process and of all, where the streams are of this process alone. In place of the others'
+            batches there is None then: accelerate deals out the rows of an iterable data set as if every process read
+            all of them, and cannot be told that they do not.
+        batch_size: Rows that a process takes at once.
     """
 
     def __init__(  # noqa: D107
@@ -221,12 +222,13 @@ class StreamedRows(data.IterableDataset):
         buffer_size: int,
         length: int | None = None,
         total: float = float("inf"),
-        share: tuple[int, int, int] | None = None,
+        share: tuple[int, int] = (0, 1),
+        batch_size: int = 1,
     ):
         self.streams = [stream.shuffle(seed=seed, buffer_size=buffer_size) for stream in streams]
         self.shares = [1 - sum(shares), *shares]
         self.seed, self.length, self.total, self.epoch = seed, length, total, 0
-        self.share = share
+        self.share, self.batch_size = share, batch_size
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of an epoch; Trainer calls this."""
@@ -237,20 +239,17 @@ class StreamedRows(data.IterableDataset):
             raise TypeError("a stream has no length")
         return self.length
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:  # noqa: D105
+    def __iter__(self) -> Iterator[dict[str, Any] | None]:  # noqa: D105
         start = self.epoch * (self.length or 0)
         rows = _epoch(self.streams[0], self.epoch) if self.length is not None else self._endless()
-        for place, example in enumerate(self._in_batches(rows) if self.share else rows):
-            if example is None:
-                yield None
-                continue
-            progress = min((start + place) / self.total, 1.0)
-            yield {"epoch": self.epoch} | example | {"row": place, "progress": progress}
-
-    def _in_batches(self, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any] | None]:
-        rank, world, batch_size = self.share
-        for place in itertools.count():
-            yield next(rows) if place // batch_size % world == rank else None
+        rank, world = self.share
+        examples = (
+            {"epoch": self.epoch} | example | {"row": row, "progress": min((start + row) / self.total, 1.0)}
+            for row, example in zip(itertools.count(rank, world), rows, strict=False)
+        )
+        if world == 1:
+            return examples
+        return (next(examples) if i // self.batch_size % world == rank else None for i in itertools.count())
 
     def _endless(self) -> Iterator[dict[str, Any]]:
         generator = np.random.default_rng(self.seed)
