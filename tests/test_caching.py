@@ -1,9 +1,14 @@
 """Rows of some size are kept by their content, with what is computed of them."""
 
+import os
+import subprocess
+import sys
+from collections import Counter
 from types import SimpleNamespace
 
 import datasets
 import pytest
+from conftest import ROOT, write_csv
 from datasets import Dataset
 from transformers import AutoTokenizer
 
@@ -78,3 +83,43 @@ def test_a_damaged_file_is_passed_over(folder, library_log):
     arrow.write_bytes(arrow.read_bytes()[:100])
     assert keep_on_disk(rows).to_list() == rows.to_list()
     assert "tokens are not kept for the next start" in library_log.text
+
+
+COUNTS = """
+import importlib.util, os, sys
+
+spec = importlib.util.spec_from_file_location("finetune_cls", sys.argv[1])
+recipe = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(recipe)
+plain = recipe.tokenize
+
+def counted(tokenizer, texts, *more, **kwargs):
+    with open(os.environ["COUNTED"], "a") as file:
+        file.write(f"{os.environ['RANK']} {len(texts)}\\n")
+    return plain(tokenizer, texts, *more, **kwargs)
+
+recipe.tokenize = counted
+recipe.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.slow
+def test_of_two_processes_on_a_machine_one_tokenizes(tmp_path, checkpoint):
+    rows = [{"text": " ".join([f"{i} the team and a cell"] * 8), "label": str(i % 2)} for i in range(8000)]
+    files = {"train": rows, "validation": rows[:50], "test": rows[:50]}
+    flags = [f"--{split}_file={write_csv(tmp_path / f'{split}.csv', part)}" for split, part in files.items()]
+    flags += [f"--model_name_or_path={checkpoint}", "--max_length=32", "--max_steps=1"]
+    flags += [f"--output_dir={tmp_path / 'run'}"]
+    (tmp_path / "counts.py").write_text(COUNTS)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command += [str(ROOT / "accelerate_configs" / "multi_cpu.yaml"), "--main_process_port", "0"]
+    command += [str(tmp_path / "counts.py"), str(ROOT / "recipes" / "finetune_cls.py"), *flags]
+    told = {"COUNTED": str(tmp_path / "counted"), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, env=os.environ | told, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    counts = Counter()
+    for line in (tmp_path / "counted").read_text().splitlines():
+        rank, count = line.split()
+        counts[rank] += int(count)
+    assert counts["0"] == 8100
+    assert counts["1"] == 100, "what is too small to be kept on the disk"
