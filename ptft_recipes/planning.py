@@ -118,7 +118,7 @@ def format_plan(rows: list[dict[str, Any]]) -> str:
     lines = [f"| {' | '.join(heads)} |", f"|{'---:|' * len(heads)}"]
     for row in rows:
         cells = [f"{row['devices']:,}", f"{row['tokens_per_day']:,.3g}"]
-        cells += [f"{row[name]:,.{1 if row[name] < 100 else 0}f}" for name in ("days", "device_hours")]
+        cells += [f"{row[name]:,.0f}" if row[name] > 100 else f"{row[name]:.2g}" for name in ("days", "device_hours")]
         cells += [f"{row['cost']:,.0f}"] if "cost" in row else []
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

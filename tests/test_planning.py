@@ -41,7 +41,7 @@ def test_days_hours_and_cost():
     assert eight["cost"] == pytest.approx(3 * eight["device_hours"])
     table = planning.format_plan([one, eight]).splitlines()
     assert table[0] == "| devices | tokens per day | days | device-hours | cost |"
-    assert table[3] == "| 8 | 3.11e+10 | 0.3 | 61.7 | 185 |"
+    assert table[3] == "| 8 | 3.11e+10 | 0.32 | 62 | 185 |"
     assert "cost" not in planning.format_plan(planning.make_plan(1e9, [1], 1000))
 
 
