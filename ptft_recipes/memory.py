@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate.utils import convert_outputs_to_fp32
+from accelerate.utils import convert_outputs_to_fp32, gather_object
 from transformers import Trainer
 
 from ptft_recipes.errors import InputError, one_line
@@ -209,6 +209,9 @@ class TellsMemory:
     def plan_memory(self) -> None:
         """Say what training needs and what there is, before it computes anything.
 
+        With `--auto_find_batch_size` the rows at once are halved until it fits: an operating system that has promised
+        more memory than there is does not raise an error that training could catch, but ends the process.
+
         Raises:
             InputError: There is clearly less.
         """
@@ -216,12 +219,17 @@ class TellsMemory:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             logger.info("memory: not estimated, because the model is cut over the processes")
             return
-        try:
-            estimate = estimate_memory(self)
-        except Exception as error:  # training tells it better
-            logger.warning("memory: not estimated (%s: %s)", type(error).__name__, one_line(error, 150))
-            return
         free = free_memory(args.device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        estimate = self._estimate()
+        # Every process takes as many rows at once as the one with the least memory can.
+        while args.auto_find_batch_size and not all(gather_object([estimate is None or estimate.total <= free])):
+            if (size := args.per_device_train_batch_size) == 1:
+                break
+            self._take_at_once(size // 2)
+            logger.warning("batch: %d rows at once would not fit into %.2f GiB", size, free / GIB)
+            estimate = self._estimate()
+        if estimate is None:
+            return
         logger.info("memory: about %s, of %.2f GiB free", estimate, free / GIB)
         parts = {name: round(value / GIB, 3) for name, value in dataclasses.asdict(estimate).items()}
         self.memory = {"estimated_gib": {"total": round(estimate.total / GIB, 3)} | parts}
@@ -233,6 +241,13 @@ class TellsMemory:
             if estimate.fixed > free or estimate.total > TOLERANCE * free:
                 raise InputError(told)
             logger.warning(told)
+
+    def _estimate(self) -> Estimate | None:
+        try:
+            return estimate_memory(self)
+        except Exception as error:  # training tells it better
+            logger.warning("memory: not estimated (%s: %s)", type(error).__name__, one_line(error, 150))
+            return None
 
     def _what_helps(self) -> str:
         args, rows = self.args, self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps

@@ -190,6 +190,33 @@ def test_what_does_not_fit_is_told_before_training(trainer, monkeypatch, library
     assert ("What helps" in library_log.text) == (refused is None)
 
 
+def test_rows_at_once_are_fewer_where_the_estimate_does_not_fit(trainer, monkeypatch, library_log):
+    def need(trainer):
+        return Estimate(100, 100, 100, 100, 50 * trainer.args.per_device_train_batch_size)
+
+    monkeypatch.setattr(memory, "estimate_memory", need)
+    monkeypatch.setattr(memory, "free_memory", lambda *_: 400 + 50 * 3)
+    tight = trainer(batch_size=8)
+    tight.args.auto_find_batch_size = True
+    tight.train()
+    assert (tight.args.per_device_train_batch_size, tight.args.gradient_accumulation_steps) == (2, 4)
+    assert "batch: 8 rows at once would not fit" in library_log.text
+    assert "batch: 4 rows at once would not fit" in library_log.text
+    assert "batch: 8 rows = 1 process x 2 rows x 4 accumulated" in library_log.text
+    monkeypatch.setattr(memory, "free_memory", lambda *_: 1)
+    with pytest.raises(InputError, match="are free"):
+        tight.plan_memory()
+
+
+@pytest.mark.parametrize("engine", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_a_model_that_is_cut_or_offloaded_is_neither_estimated_nor_refused(trainer, monkeypatch, library_log, engine):
+    monkeypatch.setattr(memory, "free_memory", lambda *_: 1)
+    cut = trainer()
+    monkeypatch.setattr(cut, engine, True)
+    cut.plan_memory()
+    assert "memory: not estimated, because the model is cut over the processes" in library_log.text
+
+
 def test_much_more_than_there_is_is_refused_whatever_it_is_for(trainer, monkeypatch):
     monkeypatch.setattr(memory, "estimate_memory", lambda trainer: Estimate(1, 1, 1, 1, 100))
     monkeypatch.setattr(memory, "free_memory", lambda *_: 60)
