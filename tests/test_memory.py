@@ -14,6 +14,7 @@ from ptft_recipes.generators import generator_states
 from ptft_recipes.live_tensors import LiveTensors, extrapolate
 from ptft_recipes.memory import GIB, Estimate, estimate_memory, free_memory
 
+pytestmark = pytest.mark.usefixtures("estimates_memory")
 SHORT = ["--max_steps", "2", "--do_predict", "false", "--save_strategy", "no", "--eval_strategy", "no"]
 SHORT += ["--load_best_model_at_end", "false"]
 
