@@ -16,7 +16,7 @@ from ptft_recipes.embeddings import restore_output_bias
 from ptft_recipes.errors import InputError
 from ptft_recipes.modeling import ModelArguments, from_pretrained
 from ptft_recipes.perplexity import STATISTICS, masked_lm_metrics, masked_lm_statistics
-from ptft_recipes.sampling import DrawnRows, DrawSampler, MixingSampler
+from ptft_recipes.sampling import Draw, DrawnRows, DrawSampler, MixingSampler
 from ptft_recipes.sharding import is_cut
 from ptft_recipes.sparse_head import model_body, only_at
 from ptft_recipes.streaming import StreamedRows
@@ -75,6 +75,15 @@ class BlockTrainer(PredictsBeforeTraining, RecipeTrainer):
             sampler_fn=self._get_train_sampler,
             is_training=True,
         )
+
+    def longest_rows(self, count: int) -> dict[str, torch.Tensor]:
+        """Return a batch of the longest training row, so many times; of a stream, of the longest in validation."""
+        rows, streamed = self.train_dataset, isinstance(self.train_dataset, StreamedRows)
+        if streamed:
+            rows = self.eval_dataset
+        longest = int(np.argmax(rows["length"][:])) if "length" in rows.column_names else 0
+        row = rows[longest] if streamed else DrawnRows(rows)[Draw(longest, 0, 0.0)]
+        return self.data_collator([row] * count)
 
     def _get_train_sampler(self, train_dataset=None):
         args, rows = self.args, len(self.train_dataset)

@@ -61,7 +61,8 @@ class FindsBatchSize:
         if self.args.world_size > 1:
             # They are alike when the processes begin, and a process without memory would not come to meet the others.
             self.accelerator.ddp_handler.broadcast_buffers = False
-        self._take_at_once(batch_size)  # as many as a checkpoint says that were found
+        # As many as a checkpoint says that were found, or as the estimate of memory has left.
+        self._take_at_once(min(batch_size, self.args.per_device_train_batch_size))
         start, checkpoint = _Start(self, resume_from_checkpoint), resume_from_checkpoint
         while True:
             try:

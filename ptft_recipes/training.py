@@ -26,6 +26,7 @@ from ptft_recipes.connections import keep_connections_alive
 from ptft_recipes.errors import InputError, nearest
 from ptft_recipes.hub import check_login, repository_name
 from ptft_recipes.logs import LogCallback, configure_logging
+from ptft_recipes.memory import TellsMemory
 from ptft_recipes.merging import fold_adapter
 from ptft_recipes.metrics import LOWER_IS_BETTER, NO_SCORES
 from ptft_recipes.modeling import ModelArguments, base_model_hub_id, base_model_name
@@ -107,25 +108,25 @@ def _trackers(training_args: TrainingArguments) -> list[type]:
         raise InputError(f"--report_to: {error}") from error
 
 
-class RecipeTrainer(FindsBatchSize, LeavesOutRepeatedRows, SealedTrainer):
+class RecipeTrainer(TellsMemory, FindsBatchSize, LeavesOutRepeatedRows, SealedTrainer):
     """SealedTrainer with an exact loss, an exact validation loss, and a stop at the first non-finite step.
 
     - Trainer takes any model whose `forward` has `**kwargs` for one that divides its loss by `num_items_in_batch`;
       most encoders do not, and their loss grows with accumulation and with processes. Here the loss is
       `compute_loss_func`, a sum over the whole optimizer step divided once; without one, the mean over micro-batches.
     - With batches grouped by length, Trainer ends an epoch on its shortest rows, and predicts in shuffled order; here
-      the batches are shuffled (`LengthGroupedSampler`), rows are predicted longest first, and `predict` returns them
-      in the order of the data set.
-    - The rows that fill up the last batch of several processes count in no loss (`LeavesOutRepeatedRows`), and where
-      memory does not suffice fewer rows are taken at once, not fewer in a step (`FindsBatchSize`).
+      the batches are shuffled (`LengthGroupedSampler`), and `predict` returns the order of the data set.
+    - Rows that fill up the last batch count in no loss (`LeavesOutRepeatedRows`); with little memory fewer rows are
+      taken at once, not fewer in a step (`FindsBatchSize`), and it is estimated before (`TellsMemory`).
     - Evaluating before training no longer keeps the processes from averaging their gradients.
     - Trainer's `eval_loss` is a mean of batch means; here it is the mean over all items, none counted twice.
     - Trainer shows a nan loss as the running mean and finishes; here training stops before the weights change.
-    - `--push_to_hub` pushes by a list of files, at the end by `ptft_recipes.hub.publish` and with `--hub_strategy` at
-      each save, instead of uploading `output_dir` as it is; an upload in the background that fails is told.
+    - `--push_to_hub` pushes by a list of files, at the end by `hub.publish` and with `--hub_strategy` at each save,
+      instead of uploading `output_dir` as it is; an upload in the background that fails is told.
     """
 
     _initial_global_step = 0  # Trainer sets it when training starts
+    _eval_loss, _eval_items = 0.0, 0
 
     def __init__(  # noqa: D107
         self,
@@ -162,7 +163,6 @@ class RecipeTrainer(FindsBatchSize, LeavesOutRepeatedRows, SealedTrainer):
         self.add_callback(LogCallback)
         self.step_times = StepTimeCallback()
         self.add_callback(self.step_times)
-        self._eval_loss, self._eval_items = 0.0, 0
         if self.eval_dataset is not None and "length" in self.eval_dataset.column_names and not self.stock:
             self.eval_dataset = self.eval_dataset.select(_longest_first(self.eval_dataset))
 
@@ -225,12 +225,13 @@ class RecipeTrainer(FindsBatchSize, LeavesOutRepeatedRows, SealedTrainer):
         """Do nothing: `publish` creates the repository when there is something to put into it."""
 
     def train(self, *args, **kwargs):
-        """Train as SealedTrainer does; before it, one batch goes through the whole evaluation, to show a fault early.
+        """Train as SealedTrainer does; before it, estimate memory and evaluate one batch, to show a fault early.
 
         Raises:
-            InputError: `--metric_for_best_model` is not among the metrics.
+            InputError: `--metric_for_best_model` is not among the metrics, or memory is far too small.
             FloatingPointError: A loss or gradient is not finite.
         """
+        self.plan_memory()
         best = self.args.metric_for_best_model
         if self.args.load_best_model_at_end and self.eval_dataset is not None:
             rows = min(len(self.eval_dataset), self.args.eval_batch_size * self.args.world_size)

@@ -677,3 +677,17 @@ def without_dropout(checkpoint, tmp_path_factory):
     config |= {name: 0.0 for name, value in config.items() if "drop" in name and isinstance(value, float)}
     (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
+
+
+@pytest.fixture
+def estimates_memory():
+    """Ask for it in a test that is about the estimate of memory."""
+
+
+@pytest.fixture(autouse=True)
+def no_estimate(request, monkeypatch):
+    """Let tests that watch the passes of a model in this process see those of training only."""
+    if "estimates_memory" not in request.fixturenames:
+        from ptft_recipes.memory import TellsMemory
+
+        monkeypatch.setattr(TellsMemory, "plan_memory", lambda self: None)
