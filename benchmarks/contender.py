@@ -22,7 +22,7 @@ import torch
 import transformers
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ptft_recipes.throughput import measure_gemm
+from ptft_recipes.acceleration import measure_gemm
 
 ROOT = Path(__file__).parents[1]
 

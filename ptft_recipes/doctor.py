@@ -215,15 +215,13 @@ def _precision(torch, started: list[dict[str, str]], has_native_bf16) -> Finding
             "precision", "fp16, which CPUs do not train in", "wrong", "mixed_precision: 'no' leaves it to the recipe."
         )
     if asked == "bf16" and not native:
-        remedy = f"{where} only emulates it, slower than fp32; mixed_precision: 'no' lets the recipe decide"
+        remedy = f"{where} is not faster in it than in fp32; mixed_precision: 'no' lets the recipe decide"
         return Finding("precision", "bf16, because the configuration says so", "note", remedy)
     if asked != "no":
         return Finding("precision", f"{asked}, because the configuration says so")
     if native:
-        return Finding("precision", f"bf16, in which {where} computes natively (--bf16 false: fp32)")
-    return Finding(
-        "precision", f"fp32: {where} does not compute in bf16 natively" + " (--fp16 true may help)" * (not use_cpu)
-    )
+        return Finding("precision", f"bf16, in which {where} computes natively, and faster (--bf16 false: fp32)")
+    return Finding("precision", f"fp32: {where} is not faster in bf16" + " (--fp16 true may help)" * (not use_cpu))
 
 
 def _hub() -> Finding:

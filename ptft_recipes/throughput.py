@@ -13,6 +13,8 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import TrainerCallback
 
+from ptft_recipes.acceleration import measure_gemm, wait_for
+
 WARM_UP = 4  # steps that are not timed; the FLOP of the last one are counted, which is slow
 # What a run is measured without.
 FLAGS = {
@@ -26,25 +28,6 @@ FUSED_ON_CPUS = {
         lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4])
     ),
 }
-
-
-def measure_gemm(dtype: torch.dtype, device: str = "cpu", seconds: float = 0.7) -> float:
-    """Return the FLOP per second of products of large square matrices, the peak that utilisation is a share of."""
-    size = 1536 if device == "cpu" else 8192
-    left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-    torch.mm(left, right)
-    _wait_for(device)
-    start, products = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        torch.mm(left, right)
-        _wait_for(device)
-        products += 1
-    return 2 * size**3 * products / (time.perf_counter() - start)
-
-
-def _wait_for(device: str) -> None:
-    if device != "cpu":
-        torch.accelerator.synchronize()
 
 
 class ThroughputCallback(TrainerCallback):
@@ -75,7 +58,7 @@ class ThroughputCallback(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **kwargs):  # noqa: D102
         self._counting.close()
         device = args.device.type
-        _wait_for(device)
+        wait_for(device)
         self.marks.append((time.perf_counter(), state.num_input_tokens_seen))
         if state.global_step == WARM_UP + self.steps:
             precision = {"no": "fp32"}.get(args.mixed_precision, args.mixed_precision)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from ptft_recipes import cli
+from ptft_recipes import acceleration, cli
 from ptft_recipes.acceleration import LengthGroupedSampler, check_processes, engine_name, has_native_bf16
 from ptft_recipes.cpu_kernels import use_cpu_kernels
 from ptft_recipes.errors import InputError
@@ -114,16 +114,23 @@ def test_more_processes_than_gpus_are_refused(launched, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("gpu", "use_cpu", "capabilities", "expected"),
+    ("gpu", "use_cpu", "capabilities", "times_float32", "expected"),
     [
-        (False, False, {"avx512_bf16": True}, True),
-        (False, False, {"amx_bf16": True}, True),
-        (False, False, {"avx2": True}, False),
-        (True, True, {"avx2": True}, False),
-        (True, False, {"avx2": True}, True),
+        (False, False, {"avx512_bf16": True}, 4, True),
+        (False, False, {"avx512_bf16": True}, 0.5, False),
+        (False, False, {"amx_bf16": True}, 8, True),
+        (False, False, {"avx2": True}, 2, False),
+        (True, True, {"avx2": True}, 2, False),
+        (True, False, {"avx2": True}, 0.5, True),
     ],
 )
-def test_bf16_is_detected_on_the_device_that_will_be_used(monkeypatch, gpu, use_cpu, capabilities, expected):
+def test_bf16_is_detected_on_the_device_that_will_be_used(
+    monkeypatch, request, gpu, use_cpu, capabilities, times_float32, expected
+):
+    speeds = {torch.bfloat16: times_float32 * 1e11, torch.float32: 1e11}
+    monkeypatch.setattr(acceleration, "measure_gemm", lambda dtype, **_: speeds[dtype])
+    acceleration._bf16_is_faster.cache_clear()
+    request.addfinalizer(acceleration._bf16_is_faster.cache_clear)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)

@@ -140,8 +140,8 @@ class TestPrecision:
         ("gpu", "native", "told", "state", "found"),
         [
             (False, True, {}, "ok", "bf16, in which this CPU computes natively"),
-            (False, False, {}, "ok", "fp32: this CPU does not compute in bf16 natively"),
-            (True, False, {}, "ok", "fp32: this device does not compute in bf16 natively (--fp16 true may help)"),
+            (False, False, {}, "ok", "fp32: this CPU is not faster in bf16"),
+            (True, False, {}, "ok", "fp32: this device is not faster in bf16 (--fp16 true may help)"),
             (False, True, {"ACCELERATE_MIXED_PRECISION": "fp16"}, "wrong", "fp16, which CPUs do not train in"),
             (True, True, {"ACCELERATE_MIXED_PRECISION": "fp16"}, "ok", "fp16, because the configuration says so"),
             (False, False, {"ACCELERATE_MIXED_PRECISION": "bf16"}, "note", "bf16, because the configuration says so"),

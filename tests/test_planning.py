@@ -10,9 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from ptft_recipes import planning
+from ptft_recipes.acceleration import measure_gemm
 from ptft_recipes.commands import main
 from ptft_recipes.errors import InputError
-from ptft_recipes.throughput import FUSED_ON_CPUS, measure_gemm
+from ptft_recipes.throughput import FUSED_ON_CPUS
 
 WORDS = ["the", "team", "won", "a", "goal", "in", "one", "big", "game", "of", "the", "new", "cell"]
 
