@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 HELD_OUT_DOCUMENTS = 100  # taken from the start of a stream for each split that is not given
 
+HELD_OUT_NAMES = ("validation", "valid", "dev", "test")  # of files in a folder that is all trained on
+
 
 def corpus_name(source: str) -> str:
     """Return a short name for a corpus: of a file, folder or Hub id its last part, of a pattern that of its folder.
@@ -108,6 +110,13 @@ def _find_files(source: str) -> list[str]:
         there = ", ".join(Path(path).name for path in found[:5]) or "none"
         raise InputError(
             f"{source}: no files that can be streamed (.txt, .jsonl, .parquet, ...); files there: {there}"
+        )
+    if os.path.isdir(source) and (
+        held_out := [path for path in paths if Path(path).name.split(".")[0] in HELD_OUT_NAMES]
+    ):
+        raise InputError(
+            f"{held_out[0]}: by its name not to be trained on; give it as --validation_file or --test_file, and the "
+            "others by a pattern"
         )
     if left_out := [Path(path).name for path in found if path not in paths]:
         logger.warning("%s: left out, as no text to stream: %s", source, ", ".join(left_out[:5]))

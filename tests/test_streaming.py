@@ -195,6 +195,13 @@ class TestSources:
         with pytest.raises(InputError, match=r"no files that can be streamed .*files there: none"):
             open_documents(str(tmp_path / "x" / "*.txt"))
 
+    def test_a_file_of_another_split_is_not_trained_on(self, tmp_path):
+        write_files(tmp_path / "x", 2)
+        write_documents(tmp_path / "x" / "test.txt", 30)
+        with pytest.raises(InputError, match=r"test\.txt: by its name not to be trained on; give it as"):
+            open_documents(str(tmp_path / "x"))
+        assert open_documents(str(tmp_path / "x" / "*.txt"))[0]["train"].num_shards == 3
+
     @pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
     @pytest.mark.parametrize("damage", ["cut off", "flipped", "not packed"])
     def test_a_damaged_file_is_named(self, tmp_path, kind, damage):
