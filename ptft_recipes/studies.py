@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def check_cells(cells: list[Cell]) -> None:
     Raises:
         InputError: A recipe refuses the arguments of a cell, or a finished one was run with others.
     """
-    modules = {recipe: _load(recipe) for recipe in dict.fromkeys(cell.recipe for cell in cells)}
+    modules = {recipe: load_main(recipe) for recipe in dict.fromkeys(cell.recipe for cell in cells)}
     for cell in cells:
         cell.config = _resolve(modules[cell.recipe], cell)
         if not cell.is_finished():
@@ -225,7 +226,12 @@ def _flags(arguments: dict[str, str | list[str]], previous: Cell | None) -> list
     return flags
 
 
-def _load(recipe: Path):
+def load_main(recipe: Path) -> Callable[..., Any]:
+    """Return the `main` of a recipe's file.
+
+    Raises:
+        InputError: It cannot be imported, or has none.
+    """
     name = f"recipe_{recipe.stem}"  # a copy may be called like a package
     spec = importlib.util.spec_from_file_location(name, recipe)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up

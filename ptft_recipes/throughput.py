@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import runpy
 import sys
 import time
 from pathlib import Path
@@ -14,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from transformers import TrainerCallback
 
 from ptft_recipes.acceleration import measure_gemm, wait_for
+from ptft_recipes.cli import run_command
+from ptft_recipes.studies import load_main
 
 WARM_UP = 4  # steps that are not timed; the FLOP of the last one are counted, which is slow
 # What a run is measured without.
@@ -94,7 +95,7 @@ def main() -> None:
     if "--max_eval_samples" not in given:
         own["max_eval_samples"] = 8  # some recipes score the model before training
     sys.argv = [recipe, *flags, *(f"--{name}={value}" for name, value in own.items())]
-    runpy.run_path(recipe, run_name="__main__")
+    run_command(lambda: load_main(Path(recipe))())
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ EDGES = {
     "text_pairs": {"data", "errors", "folds", "reading", "splits", "tokenization"},
     "tokenization": {"errors"},
     "trained_checkpoints": {"demo", "errors", "labels", "modeling", "saved_adapters"},
-    "throughput": set(),
+    "throughput": {"acceleration", "cli", "studies"},
     "training": {
         "acceleration", "adapters", "batch_augmentation", "batch_sizes", "checkpoint_uploads", "connections", "errors",
         "features", "hub", "logs", "memory", "merging", "metrics", "modeling", "optimization", "provenance",

@@ -208,7 +208,7 @@ class TestEnds:
         ("argv", "told"),
         [
             (["psuh"], "no command 'psuh'; did you mean 'push'?"),
-            (["xyz"], "no command 'xyz'; there are ls, cp, doctor, push, push-dataset, space, completion"),
+            (["xyz"], "no command 'xyz'; there are ls, cp, doctor, push, push-dataset, space, plan, completion"),
             ([], "required: COMMAND"),
             (["cp"], "required: NAME"),
             (["cp", "--config", "--accelerate", "cpu"], "--accelerate: not allowed with argument --config"),
