@@ -274,6 +274,12 @@ def topic_rows(count: int, seed: int) -> list[dict]:
     return rows
 
 
+def write_documents(path, count: int, word: str = "word") -> str:
+    """Write a corpus of documents that are numbered, and return its path."""
+    path.write_text("\n\n".join(f"{word} {i}" for i in range(count)), encoding="utf-8")
+    return str(path)
+
+
 def write_csv(path, rows, **kwargs):
     """Write rows of dicts as CSV."""
     with open(path, "w", newline="", encoding="utf-8") as file:

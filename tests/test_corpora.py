@@ -1,29 +1,17 @@
 """Corpora by weight, and corpora that are streamed: the same on every machine, over any number of epochs."""
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset, IterableDataset
+from conftest import write_documents
+from datasets import Dataset
 from transformers import TrainingArguments
 
 from ptft_recipes.corpora import load_corpora, training_rows
 from ptft_recipes.data import DatasetArguments
 from ptft_recipes.errors import InputError
 from ptft_recipes.sampling import MixingSampler
-
-
-def write_documents(path: Path, count: int, word: str = "word") -> str:
-    path.write_text("\n\n".join(f"{word} {i}" for i in range(count)), encoding="utf-8")
-    return str(path)
-
-
-def stream(rows: int, word: str = "a") -> IterableDataset:
-    def read():
-        yield from ({"text": f"{word}{i}"} for i in range(rows))
-
-    return IterableDataset.from_generator(read)
 
 
 class TestMixing:

@@ -15,7 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from accelerate.data_loader import IterableDatasetShard
-from conftest import ROOT
+from conftest import ROOT, write_documents
 from datasets import IterableDataset
 from transformers import TrainingArguments
 
@@ -25,11 +25,6 @@ from ptft_recipes.data import DatasetArguments
 from ptft_recipes.errors import InputError
 from ptft_recipes.reading import stream_documents
 from ptft_recipes.streaming import StreamedRows
-
-
-def write_documents(path: Path, count: int, word: str = "word") -> str:
-    path.write_text("\n\n".join(f"{word} {i}" for i in range(count)), encoding="utf-8")
-    return str(path)
 
 
 def stream(rows: int, word: str = "a") -> IterableDataset:
