@@ -19,23 +19,24 @@ from transformers import TrainingArguments
 from ptft_recipes.data import DatasetArguments, dataset_hub_id
 from ptft_recipes.errors import InputError, one_line
 from ptft_recipes.reading import can_be_streamed, check_columns, check_text, read_rows, stream_documents
-from ptft_recipes.safe_files import check_file, readable
+from ptft_recipes.safe_files import COMPRESSIONS, check_file, readable
 
 logger = logging.getLogger(__name__)
 
 HELD_OUT_DOCUMENTS = 100  # taken from the start of a stream for each split that is not given
 
+DIGESTED = 2**24  # bytes at each end of a file
 HELD_OUT_NAMES = ("validation", "valid", "dev", "test")  # of files in a folder that is all trained on
 
 
 def corpus_name(source: str) -> str:
     """Return a short name for a corpus: of a file, folder or Hub id its last part, of a pattern that of its folder.
 
-    >>> corpus_name("general/wiki.jsonl.gz"), corpus_name("general/*.jsonl"), corpus_name("lab/papers")
-    ('wiki', 'general', 'papers')
+    >>> corpus_name("general/wiki.2021.jsonl.gz"), corpus_name("general/*.jsonl"), corpus_name("lab/papers")
+    ('wiki.2021', 'general', 'papers')
     """
-    parts = [part for part in Path(source).parts if not glob.has_magic(part)]
-    return parts[-1].split(".")[0] or parts[-1] if parts else source
+    path = Path(next(part for part in reversed(Path(source).absolute().parts) if not glob.has_magic(part)))
+    return (Path(path.stem) if path.suffix.lower() in COMPRESSIONS else path).stem
 
 
 def open_stream(data_args: DatasetArguments, text_column: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -129,10 +130,14 @@ def _documents(paths: Sequence[str], text_column: str) -> Iterator[dict[str, str
 
 
 def _digest(paths: Sequence[str]) -> str:
+    """Return a digest of the size, the beginning and the end of each file: all of it would be read at every start."""
     digest = hashlib.sha256()
     for path in paths:
         with readable(Path(path)), open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+            size = os.path.getsize(path)
+            digest.update(b"%d" % size + file.read(DIGESTED))
+            file.seek(max(size - DIGESTED, file.tell()))
+            digest.update(file.read(DIGESTED))
     return digest.hexdigest()[:16]
 
 

@@ -339,6 +339,28 @@ class TestShares:
         assert len(list(raw["train"])) == 50
 
 
+@pytest.mark.parametrize("at", [0, 9, -1])
+def test_a_change_at_either_end_of_a_file_of_any_size_is_noticed(tmp_path, monkeypatch, at):
+    monkeypatch.setattr(streaming, "DIGESTED", 10)
+    for length in (5, 15, 20, 90):
+        text = bytearray(b"x" * length)
+        (file := tmp_path / "a.txt").write_bytes(text)
+        before = streaming._digest([str(file)])
+        text[min(at, length - 1)] ^= 1
+        file.write_bytes(text)
+        assert streaming._digest([str(file)]) != before
+        file.write_bytes(b"x" * (length + 1))
+        assert streaming._digest([str(file)]) != before
+
+
+def test_corpora_of_one_folder_keep_different_names(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    sources = ["wiki.2020.txt", "wiki.2021.txt", "wiki.2020.jsonl.gz", "dumps/*.jsonl", "dumps/", ".hidden", "*.txt"]
+    names = ["wiki.2020", "wiki.2021", "wiki.2020", "dumps", "dumps", ".hidden", "here"]
+    assert [streaming.corpus_name(source) for source in sources] == names
+
+
 def test_held_out_documents_of_a_stream_are_text(tmp_path):
     lines = {"train": ["a", "b", "c"], "test": [1, 2]}
     for split, texts in lines.items():
