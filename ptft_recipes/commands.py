@@ -217,18 +217,20 @@ def _space(args: argparse.Namespace) -> None:
     print(write_space(folder, destination, args.repo_id))
 
 
-def _number(text: str, highest: float = float("inf")) -> float:
+def _number(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not 0 < number <= highest or number == float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no number above 0" + f" and at most {highest:g}" * (highest == 1))
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
     return number
 
 
 def _share(text: str) -> float:
-    return _number(text, 1)
+    if (number := _number(text)) > 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share, at most 1")
+    return number
 
 
 def _counts(text: str) -> list[int]:
@@ -254,7 +256,8 @@ def _plan(args: argparse.Namespace) -> None:
 
     name, flags = args.name, args.flags
     if args.check and not name:
-        name, flags = planning.read_run(args.check)["recipe"], ["--config", str(Path(args.check) / "config.yaml")]
+        run = planning.read_results(Path(args.check, "results.json"))["run"]
+        name, flags = run["recipe"], ["--config", str(Path(args.check, "config.yaml"))]
     print(f"{name}: {args.steps} steps are timed, after some to warm up", flush=True)
     speed = planning.measure_throughput(name, flags, args.steps, args.accelerate_config)
     print(planning.format_speed(speed), flush=True)

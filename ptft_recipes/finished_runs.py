@@ -83,7 +83,7 @@ def read_run(folder: str | Path) -> FinishedRun:
         if not there and not list(folder.glob("checkpoint-*")):
             raise InputError(f"{folder}: not the output folder of a run, which has results.json")
         raise InputError(f"{folder}: the run in it is not finished; its own command goes on")
-    results = _read_results(folder / "results.json")
+    results = read_results(folder / "results.json")
     run, metrics = results["run"], split_by_class(results["metrics"])[0]
     if not metrics:
         raise InputError(f"{folder}: its test split has no labels, so there are no scores")
@@ -152,7 +152,15 @@ def _some(names: Sequence[str], limit: int = 3) -> str:
     return ", ".join(map(str, names[:limit])) + ", …" * (len(names) > limit) if names else "none"
 
 
-def _read_results(path: Path) -> dict[str, Any]:
+def read_results(path: Path) -> dict[str, Any]:
+    """Read what a finished run wrote of itself.
+
+    Args:
+        path: Of its `results.json`.
+
+    Raises:
+        InputError: It is not there, damaged, or not of a recipe.
+    """
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         run = results["run"]

@@ -94,7 +94,7 @@ class Launcher:
                 env=environment,
                 # Ctrl-C in a terminal reaches a whole session: here it is handed on once, as SIGTERM.
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=DIE_WITH_PARENT,
             )
 
 
@@ -106,6 +106,9 @@ def _visible_gpus() -> list[str]:
 def _die_with_parent() -> None:
     # The launcher ends when this process does, however that ends; the recipe then saves, by `follow_launcher`.
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+DIE_WITH_PARENT = _die_with_parent if sys.platform == "linux" else None  # for `preexec_fn`
 
 
 def run_cells(

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ptft_recipes import launching
 from ptft_recipes.errors import InputError
-from ptft_recipes.launching import why_it_failed
+from ptft_recipes.finished_runs import read_results
 from ptft_recipes.shipped import find_shipped, shipped_files
-
-RESAMPLES = 1000
+from ptft_recipes.significance import bootstrap_intervals
 
 
 def measure_throughput(
@@ -38,15 +37,17 @@ def measure_throughput(
         InputError: There is no such recipe, it does not train, or it refused its flags or data; with its reason.
     """
     path = Path(recipe) if os.path.isfile(recipe) else shipped_files()[find_shipped(recipe)]
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--config_file", accelerate_config] if accelerate_config else []
+    command = [*launching.LAUNCH, *(["--config_file", accelerate_config] if accelerate_config else [])]
     with tempfile.TemporaryDirectory() as folder:
         report, log = Path(folder, "report.json"), Path(folder, "log")
         command += ["-m", "ptft_recipes.throughput", str(report), str(steps), str(path), *flags]
         with log.open("wb") as file:
-            code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file).returncode
+            code = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, preexec_fn=launching.DIE_WITH_PARENT
+            ).returncode
         if not report.is_file():
-            reason = why_it_failed(log) if code else f"it ended before {steps} steps; is it a recipe that trains?"
+            early = f"it ended before {steps} steps; is it a recipe that trains?"
+            reason = launching.why_it_failed(log) if code else early
             raise InputError(f"{path.stem} could not be measured: {reason}")
         found = json.loads(report.read_text())
     return describe_speed(found | {"recipe": path.stem})
@@ -61,12 +62,14 @@ def describe_speed(report: dict[str, Any]) -> dict[str, Any]:
     (100.0, 0.5)
     """
     seconds, tokens = np.asarray(report["step_seconds"]), np.asarray(report["step_tokens"])
-    drawn = np.random.default_rng(0).integers(len(seconds), size=(RESAMPLES, len(seconds)))
-    rates = tokens[drawn].sum(1) / seconds[drawn].sum(1)
-    rate = float(tokens.sum() / seconds.sum())
+
+    def score(weights: np.ndarray) -> dict[str, np.ndarray]:
+        return {"rate": weights @ tokens / (weights @ seconds)}
+
+    rate = float(score(np.ones(len(seconds)))["rate"])
     return report | {
         "tokens_per_second": rate,
-        "interval": np.percentile(rates, [2.5, 97.5]).tolist(),
+        "interval": bootstrap_intervals(score, len(seconds), vectorized=True)["rate"],
         "utilisation": rate * report["flop_per_token"] / report["gemm_flop_per_second"],
     }
 
@@ -137,10 +140,12 @@ def check_plan(folder: str | Path, speed: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: The run has no record of its tokens.
     """
-    run = read_run(folder)
-    if not (rate := run.get("tokens_per_second")):
-        raise InputError(f"{folder}: results.json has no tokens per second; a stream, for one, does not count them")
-    seconds = run["seconds"]["train"]
+    run = read_results(Path(folder, "results.json"))["run"]
+    rate, seconds = run.get("tokens_per_second"), run["seconds"].get("train")
+    if not (rate and seconds):
+        raise InputError(
+            f"{folder}: results.json has no tokens per second of a training; a stream, for one, does not count them"
+        )
     planned = rate * seconds / speed["tokens_per_second"]
     return {"tokens": rate * seconds, "seconds": seconds, "planned_seconds": planned, "ratio": seconds / planned}
 
@@ -151,17 +156,3 @@ def format_check(folder: str | Path, check: dict[str, Any]) -> str:
         f"{folder}: {check['tokens']:,.0f} tokens in {check['seconds']:,.0f} s of training, evaluations and saving in "
         f"it; by the steps {check['planned_seconds']:,.0f} s: it took {check['ratio']:.2f} times that"
     )
-
-
-def read_run(folder: str | Path) -> dict[str, Any]:
-    """Return what `results.json` of a finished run has under `run`.
-
-    Raises:
-        InputError: There is none, or it is not of a recipe that trains.
-    """
-    try:
-        run = json.loads(Path(folder, "results.json").read_text(encoding="utf-8"))["run"]
-        run["seconds"]["train"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder}: no results.json of a finished training is there ({error})") from None
-    return run

@@ -19,8 +19,9 @@ from ptft_recipes.studies import load_main
 WARM_UP = 4  # steps that are not timed; the FLOP of the last one are counted, which is slow
 # What a run is measured without.
 FLAGS = {
-    "save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": "false", "push_to_hub": "false",
-    "report_to": "none", "disable_tqdm": "true",
+    "save_strategy": "no", "load_best_model_at_end": "false", "push_to_hub": "false", "report_to": "none",
+    "eval_strategy": "steps", "eval_steps": 10**9,  # early stopping wants a strategy
+    "disable_tqdm": "true",
 }  # fmt: skip
 # FlopCounterMode knows the fused attention of GPUs only.
 FUSED_ON_CPUS = {

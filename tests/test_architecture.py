@@ -108,7 +108,7 @@ EDGES = {
     "outgoing": {"errors", "redaction", "reporting"},
     "perplexity": set(),
     "perturbations": set(),
-    "planning": {"errors", "launching", "shipped"},
+    "planning": {"errors", "finished_runs", "launching", "shipped", "significance"},
     "pooling": {"errors", "evaluation", "finished_runs", "reporting"},
     "pretraining": {
         "collators", "embeddings", "errors", "modeling", "perplexity", "sampling", "sharding", "sparse_head",

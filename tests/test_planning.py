@@ -61,8 +61,11 @@ def test_the_peak_is_of_this_machine():
 
 def finished(folder, **run) -> str:
     folder.mkdir()
-    run = {"recipe": "finetune_cls", "seconds": {"train": 60.0}, "tokens_per_second": 900} | run
-    (folder / "results.json").write_text(json.dumps({"run": run}))
+    run = {
+        "recipe": "finetune_cls", "config": {}, "seed": 42, "data": {"fingerprint": {}}, "versions": {},
+        "seconds": {"train": 60.0, "total": 70.0}, "tokens_per_second": 900,
+    } | run  # fmt: skip
+    (folder / "results.json").write_text(json.dumps({"metrics": {}, "run": run}))
     return str(folder)
 
 
@@ -70,10 +73,9 @@ def test_a_run_is_compared_with_what_its_steps_promised(tmp_path):
     check = planning.check_plan(finished(tmp_path / "run"), {"tokens_per_second": 1000})
     assert check == {"tokens": 54_000, "seconds": 60, "planned_seconds": 54, "ratio": pytest.approx(1.111, abs=1e-3)}
     assert "it took 1.11 times that" in planning.format_check("run", check)
-    with pytest.raises(InputError, match=r"results\.json has no tokens per second; a stream"):
-        planning.check_plan(finished(tmp_path / "stream", tokens_per_second=None), {"tokens_per_second": 1})
-    with pytest.raises(InputError, match=r"nowhere: no results\.json of a finished training"):
-        planning.read_run("nowhere")
+    for name, lacks in (("stream", {"tokens_per_second": None}), ("evaluation", {"seconds": {"total": 5.0}})):
+        with pytest.raises(InputError, match=r"results\.json has no tokens per second of a training; a stream"):
+            planning.check_plan(finished(tmp_path / name, **lacks), {"tokens_per_second": 1})
 
 
 @pytest.mark.parametrize(
@@ -83,14 +85,14 @@ def test_a_run_is_compared_with_what_its_steps_promised(tmp_path):
         (["pretrain_mlm"], "give --tokens and the NAME of a recipe"),
         (["--tokens", "-1", "pretrain_mlm"], "argument --tokens: -1 is no number above 0"),
         (["--tokens", "many", "pretrain_mlm"], "argument --tokens: many is no number above 0"),
-        (["--tokens", "1e9", "--efficiency", "1.2", "pretrain_mlm"], "1.2 is no number above 0 and at most 1"),
+        (["--tokens", "1e9", "--efficiency", "1.2", "pretrain_mlm"], "1.2 is no share, at most 1"),
         (["--tokens", "1e9", "--devices", "0", "pretrain_mlm"], "argument --devices: 0: give numbers from 1 on"),
         (["--tokens", "1e9", "--peak_tflops", "900", "pretrain_mlm"], "--peak_tflops and --utilisation go together"),
         (["--tokens", "1e9", "--output", "no/where.json", "pretrain_mlm"], "--output no/where.json: there is no such"),
         (["--tokens", "1e9", "--accelerate_config", "no.yaml", "pretrain_mlm"], "no.yaml: no such file"),
         (["--tokens", "1e9", "pretrain_mml"], "no recipe 'pretrain_mml'; did you mean 'pretrain_mlm'?"),
         (["--tokens", "1e9", "--steps", "1", "pretrain_mlm"], "--steps 1: at least 2 are needed"),
-        (["--check", "nowhere"], "nowhere: no results.json of a finished training is there"),
+        (["--check", "nowhere"], "nowhere/results.json: cannot be read: "),
     ],
 )
 def test_what_makes_no_sense_is_one_line_before_anything_is_measured(arguments, message, capsys):
@@ -113,7 +115,8 @@ def test_real_steps_of_a_recipe_are_measured(tmp_path, checkpoint, capsys):
     plan = ["plan", "--tokens", "1e6", "--devices", "1,4", "--price_per_hour", "2", "--steps", "3"]
     plan += ["--output", str(output)]
     recipe = ["finetune_cls", "--model_name_or_path", checkpoint, "--bf16", "false", "--use_cpu", "true", *files]
-    assert main([*plan, *recipe, "--max_length", "32", "--per_device_train_batch_size", "4"]) == 0
+    recipe += ["--max_length", "32", "--per_device_train_batch_size", "4", "--early_stopping_patience", "2"]
+    assert main([*plan, *recipe]) == 0
     said = capsys.readouterr().out
     assert "measured: " in said
     assert "| 4 | " in said
