@@ -72,7 +72,8 @@ def claim_output_dir(training_args: TrainingArguments, run: dict[str, Any], allo
 
     Raises:
         InputError: The folder cannot be written to, another process uses it, it holds a finished run or another one,
-            there is no intact checkpoint, or the run differs from the one that it would go on with.
+            there is no intact checkpoint, the run differs from the one that it would go on with, or the processes do
+            not compute in the same precision.
     """
     decided: list[Any] = [None]
     if training_args.process_index == 0:
@@ -91,6 +92,11 @@ def claim_output_dir(training_args: TrainingArguments, run: dict[str, Any], allo
         raise InputError(
             f"{checkpoint} is not on every machine of this run; --output_dir must be on a file system that all of "
             "them share, or be copied to each"
+        )
+    if len(precisions := sorted(set(gather_object([run["precision"]])))) > 1:
+        raise InputError(
+            f"the processes found different precisions faster, {' and '.join(precisions)}: --bf16 true or false makes "
+            "them compute in the same one"
         )
     training_args.resume_from_checkpoint = decision.pop("checkpoint")
     run |= decision

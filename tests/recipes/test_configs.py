@@ -164,9 +164,9 @@ def test_deepspeed_takes_its_configuration_by_its_own_schema(stage, monkeypatch)
         schema.DeepSpeedZeroConfig(**config, stag3=1)
 
 
-def launch(config, tmp_path, checkpoint, topics, *flags):
+def launch(config, tmp_path, checkpoint, topics, *flags, recipe=ROOT / "recipes" / "finetune_cls.py"):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command += ["--main_process_port", "0", *flags, str(ROOT / "recipes" / "finetune_cls.py")]
+    command += ["--main_process_port", "0", *flags, str(recipe)]
     command += ["--model_name_or_path", checkpoint, "--output_dir", str(tmp_path / "run"), "--max_length", "32"]
     command += ["--max_steps", "8", "--per_device_train_batch_size", "4", "--bf16", "false"]
     for split, path in topics.items():
@@ -185,6 +185,19 @@ def test_multi_cpu_trains_with_two_processes_and_scores_every_row_once(tmp_path,
     one = run_cls(max_steps=8, learning_rate=1e-4, per_device_train_batch_size=8, output_dir=tmp_path / "one")
     assert one["run"]["steps"] == two["run"]["steps"]
     assert len((tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()) == 64
+
+
+def test_processes_that_would_compute_in_different_precisions_are_refused(tmp_path, checkpoint, topics):
+    recipe = tmp_path / "mixed.py"  # as on two machines, one of which is faster in bf16
+    recipe.write_text(
+        "import os, runpy, sys\n"
+        "sys.argv[sys.argv.index('--bf16') + 1] = str(os.environ['RANK'] == '1')\n"
+        f"runpy.run_path({str(ROOT / 'recipes' / 'finetune_cls.py')!r}, run_name='__main__')\n"
+    )
+    done = launch(ROOT / "accelerate_configs" / "multi_cpu.yaml", tmp_path, checkpoint, topics, recipe=recipe)
+    assert done.returncode != 0
+    assert "the processes found different precisions faster, bf16 and fp32: --bf16 true or false" in done.stderr
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
 @pytest.mark.slow
