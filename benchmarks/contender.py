@@ -4,7 +4,7 @@
 
 `recipe` is a recipe of this project as it is. `defaults` is a plain Trainer as the well-known scripts set it up (rows
 padded to the full length, float32), and `flags` the same with the best of Trainer's own flags (padding to the longest
-row of a batch, batches by length, bfloat16 where the hardware has it).
+row of a batch, batches by length, bfloat16 where it is native and faster).
 """
 
 import importlib.util

@@ -281,7 +281,7 @@ def describe(rows: list[dict], tokenization: dict[str, float], turns: int) -> li
     peaks = {kind: statistics.median(row["gemm_peak"][kind] for row in rows) / 1e9 for kind in ("fp32", "bf16")}
     return [
         f"{date.today()}, commit {(run['commit'] or 'unknown')[:7]}, {run['hardware']}, {torch.get_num_threads()} "
-        f"thread(s), {'native' if has_native_bf16() else 'no native'} bfloat16; {versions}.",
+        f"thread(s), {'bfloat16' if has_native_bf16() else 'float32'} the fastest precision; {versions}.",
         f"Matrix products: {peaks['fp32']:.0f} GFLOP/s in float32, {peaks['bf16']:.0f} in bfloat16 (MFU is measured "
         f"against the one that a contender computes in). `--help`: {seconds_of_help:.1f} s.",
         f"Tokenization of {tokenization['rows']:,} sentences: {tokenization['recipe']:.1f} s, the tokenizer alone "

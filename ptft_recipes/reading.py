@@ -51,7 +51,8 @@ def read_rows(
     path = Path(path)
     check_file(path)
     if path.suffix.lower() not in SUFFIXES:
-        what, hint = path.suffix or "a file without an ending", ", or --streaming" * can_be_streamed(path)
+        what = path.suffix or "a file without an ending"
+        hint = ", or --streaming" * (documents and can_be_streamed(path))
         raise InputError(f"{path}: cannot read {what}; use {', '.join(SUFFIXES)}{hint}")
     check_no_archive(path)
     read = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".json": _json}

@@ -302,6 +302,13 @@ def test_an_unknown_ending_lists_the_known_ones(write, name):
         read(write(name, "text,label\nx,a\n"))
 
 
+@pytest.mark.parametrize("documents", [False, True])
+def test_a_compressed_file_is_to_be_streamed_where_rows_are_documents(write, documents):
+    with pytest.raises(InputError, match=r"cannot read \.gz") as caught:
+        read_rows(write("corpus.jsonl.gz", '{"text": "x"}\n'), ["text"], documents=documents)
+    assert ("--streaming" in str(caught.value)) == documents  # the other recipes have no such option
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match=r"no\.csv: no such file"):
         read(tmp_path / "no.csv")
