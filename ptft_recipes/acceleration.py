@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import psutil
 import torch
 from torch import nn
@@ -13,6 +14,9 @@ from transformers import TrainingArguments
 
 from ptft_recipes.cpu_kernels import use_cpu_kernels
 from ptft_recipes.errors import InputError
+
+# Batches by length are a little less random: where they save less than this share of the tokens they are not worth it.
+LEAST_SAVED = 0.1
 
 
 def has_native_bf16(use_cpu: bool = False) -> bool:
@@ -123,19 +127,26 @@ def engine_name() -> str:
     return "none" if os.environ.get("WORLD_SIZE", "1") == "1" else "ddp"
 
 
-def take_fast_path(model: nn.Module, training_args: TrainingArguments) -> list[str]:
+def take_fast_path(
+    model: nn.Module, training_args: TrainingArguments, lengths: Sequence[int] | None = None
+) -> list[str]:
     """Let a model train as fast as its device can without changing what it learns, and say by what.
 
     Args:
         model: Changed in place, until it is saved: what is saved is the stock model.
-        training_args: For device, precision, order of the rows and optimizer.
+        training_args: For device, precision, order of the rows and optimizer. Batches by length become random ones
+            where they would save little.
+        lengths: `[rows]` tokens per row of training, if they are known.
 
     Returns:
         What was chosen, in words.
     """
     chosen = ["fp32" if training_args.mixed_precision == "no" else training_args.mixed_precision]
     if training_args.train_sampling_strategy == "group_by_length":
-        chosen.append("batches by length")
+        saved = 1.0 if lengths is None else saved_by_length(lengths, training_args)
+        if saved < LEAST_SAVED:
+            training_args.train_sampling_strategy = "random"
+        chosen.append("batches by length" if saved >= LEAST_SAVED else f"random batches (by length: {saved:.0%} less)")
     if training_args.device.type == "cpu":
         use_cpu_kernels(model)
         chosen.append("dropout and attention kernels for CPUs")
@@ -143,6 +154,25 @@ def take_fast_path(model: nn.Module, training_args: TrainingArguments) -> list[s
             chosen.append("freed memory kept")
         chosen.append(f"{torch.get_num_threads()} thread(s)")
     return [*chosen, training_args.optim.value]
+
+
+def saved_by_length(lengths: Sequence[int], training_args: TrainingArguments) -> float:
+    """Return the share of the tokens of random batches, padding included, that batches by length do without.
+
+    Args:
+        lengths: `[rows]` tokens per row.
+        training_args: For the sizes of batch and step.
+    """
+    lengths, size = np.asarray(lengths), training_args.train_batch_size
+    starts = np.arange(0, len(lengths), size)
+    rows = np.diff([*starts, len(lengths)])
+
+    def count(order: Sequence[int]) -> int:
+        return (rows * np.maximum.reduceat(lengths[order], starts)).sum()
+
+    group_size = size * training_args.world_size * training_args.gradient_accumulation_steps
+    by_length = list(LengthGroupedSampler(lengths, group_size, seed=0))
+    return 1 - count(by_length) / count(np.random.default_rng(0).permutation(len(lengths)))
 
 
 def use_all_cores() -> None:

@@ -138,10 +138,12 @@ class RecipeTrainer(TellsMemory, FindsBatchSize, LeavesOutRepeatedRows, SealedTr
     ):
         super().__init__(*args, **kwargs)
         self.stock = (self.run or {}).get("stock", False)
+        self.train_columns = getattr(self.train_dataset, "column_names", None) or ()  # Trainer takes `length` out
         if self.stock:
             logger.info("stock path, by --stock: what plain transformers does")
         else:
-            logger.info("fast path: %s (--stock: without)", ", ".join(take_fast_path(self.model, self.args)))
+            lengths = self.train_dataset["length"][:] if "length" in self.train_columns else None
+            logger.info("fast path: %s (--stock: without)", ", ".join(take_fast_path(self.model, self.args, lengths)))
         self.tuning_args = tuning_args or TuningArguments()
         self.push_at_end, self.args.push_to_hub = self.args.push_to_hub, False
         pushes_checkpoints = self.push_at_end and self.args.hub_strategy != HubStrategy.END and self.args.should_save
@@ -151,7 +153,7 @@ class RecipeTrainer(TellsMemory, FindsBatchSize, LeavesOutRepeatedRows, SealedTr
         if self.compute_loss_func is None:
             self.model_accepts_loss_kwargs = False
         self._apply_training_options(new_modules, augment)
-        if features.COLUMN in (getattr(self.train_dataset, "column_names", None) or ()):
+        if features.COLUMN in self.train_columns:
             self.data_collator = default_data_collator  # vectors need no padding
             if self.tuning_args.fgm:
                 raise InputError("--fgm: no weight of the body moves, so no embeddings are read")
@@ -195,9 +197,7 @@ class RecipeTrainer(TellsMemory, FindsBatchSize, LeavesOutRepeatedRows, SealedTr
         return optimizer
 
     def _get_train_sampler(self, train_dataset=None):
-        # Not of the argument: Trainer has taken the column `length` out of it.
-        columns = getattr(self.train_dataset, "column_names", None) or []
-        if self.args.train_sampling_strategy != "group_by_length" or "length" not in columns:
+        if self.args.train_sampling_strategy != "group_by_length" or "length" not in self.train_columns:
             return super()._get_train_sampler(train_dataset)
         args = self.args
         group_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps

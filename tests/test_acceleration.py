@@ -10,9 +10,17 @@ from itertools import pairwise
 import psutil
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from ptft_recipes import acceleration, cli
-from ptft_recipes.acceleration import LengthGroupedSampler, check_processes, engine_name, has_native_bf16
+from ptft_recipes.acceleration import (
+    LengthGroupedSampler,
+    check_processes,
+    engine_name,
+    has_native_bf16,
+    saved_by_length,
+    take_fast_path,
+)
 from ptft_recipes.cpu_kernels import use_cpu_kernels
 from ptft_recipes.errors import InputError
 
@@ -211,6 +219,29 @@ def test_the_fast_path_is_said_and_stock_turns_all_of_it_off(run_cls, library_lo
     assert len(seen) == 1
     assert "stock path, by --stock" in library_log.text
     assert (fast["run"]["stock"], stock["run"]["stock"]) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "saved", "strategy"),
+    [
+        ([10, 50] * 400, 0.4, "group_by_length"),  # batches of 8: all padded to 50, or half of them to 10
+        ([120] * 8 + [128] * 792, 0.0, "random"),
+        ([5] * 3, 0.0, "random"),
+    ],
+)
+def test_batches_by_length_where_they_save_padding(lengths, saved, strategy, tmp_path):
+    arguments = TrainingArguments(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2, use_cpu=True)
+    arguments.train_sampling_strategy = "group_by_length"
+    assert saved_by_length(lengths, arguments) == pytest.approx(saved, abs=0.04)
+    said = ", ".join(take_fast_path(torch.nn.Linear(2, 2), arguments, lengths))
+    assert arguments.train_sampling_strategy == strategy
+    assert ("batches by length," in said, "random batches" in said) == (strategy != "random", strategy == "random")
+
+
+def test_an_order_that_was_asked_for_stays(tmp_path):
+    arguments = TrainingArguments(tmp_path, train_sampling_strategy="sequential", use_cpu=True)
+    take_fast_path(torch.nn.Linear(2, 2), arguments, [10, 50] * 400)
+    assert arguments.train_sampling_strategy == "sequential"
 
 
 @pytest.mark.parametrize("flags", [[], ["--bf16", "true"]])
