@@ -144,9 +144,11 @@ def take_fast_path(
     chosen = ["fp32" if training_args.mixed_precision == "no" else training_args.mixed_precision]
     if training_args.train_sampling_strategy == "group_by_length":
         saved = 1.0 if lengths is None else saved_by_length(lengths, training_args)
-        if saved < LEAST_SAVED:
+        if saved >= LEAST_SAVED:
+            chosen.append("batches by length")
+        else:
             training_args.train_sampling_strategy = "random"
-        chosen.append("batches by length" if saved >= LEAST_SAVED else f"random batches (by length: {saved:.0%} less)")
+            chosen.append(f"random batches (by length: {saved:.0%} fewer tokens)")
     if training_args.device.type == "cpu":
         use_cpu_kernels(model)
         chosen.append("dropout and attention kernels for CPUs")
